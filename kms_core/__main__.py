@@ -1,0 +1,5 @@
+"""``python -m kms_core`` is the command ``kms``."""
+
+from kms_core.cli import main
+
+main()

@@ -1,0 +1,122 @@
+"""The cryptography: key schedule, AES-256-GCM, and binding a context where a service cannot.
+
+The only core module that imports ``cryptography``.  Constructions and labels are those of
+docs/format.md, sections 2, 5 and 6: HKDF-Expand with SHA-512 (RFC 5869) and AES-256-GCM
+(NIST SP 800-38D) with 12-byte IVs and 16-byte tags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.hmac import HMAC
+
+from kms_core.context import Context
+from kms_core.errors import IntegrityError, InvalidCiphertext
+
+SUITE_AES_256_GCM: Final = 0x01
+DEK_BYTES: Final = 32
+KEY_ID_BYTES: Final = 16
+COMMIT_BYTES: Final = 32
+IV_BYTES: Final = 12  # the size SP 800-38D section 8.2 recommends
+TAG_BYTES: Final = 16
+
+_LABEL: Final = b"kms_core/v1/"
+_DIGEST_BYTES: Final = 32
+
+
+def _midstate(key: bytes | bytearray | memoryview) -> HMAC:
+    return HMAC(key, SHA512())
+
+
+def _expand(prk: HMAC, label: bytes, info: bytes) -> bytes:
+    """HKDF-Expand-SHA-512 to 64 bytes: one HMAC block, so shorter outputs are its prefixes."""
+    block = prk.copy()
+    block.update(_LABEL + label + b"\x00" + info + b"\x01")
+    return block.finalize()
+
+
+class Keys:
+    """All that is derived from one DEK for one suite and scope.
+
+    Holds HMAC midstates, not the DEK: what stays in memory cannot be turned back into it.
+    """
+
+    __slots__ = ("_capsule", "_message", "commitment", "scope", "suite")
+
+    def __init__(self, dek: bytes | bytearray, scope: Context, suite: int = SUITE_AES_256_GCM) -> None:
+        if len(dek) != DEK_BYTES:
+            raise IntegrityError
+        bind = bytes((suite,)) + scope.encoded
+        prk = _midstate(dek)
+        self.suite = suite
+        self.scope = scope
+        self.commitment = _expand(prk, b"commit", bind)[:COMMIT_BYTES]
+        self._capsule = _midstate(_expand(prk, b"capsule", bind)[:32])
+        self._message = _midstate(_expand(prk, b"message", bind)[:32])
+
+    @property
+    def key_id(self) -> bytes:
+        """The name of the DEK: the first half of its commitment."""
+        return self.commitment[:KEY_ID_BYTES]
+
+    def commits_to(self, commitment: bytes) -> bool:
+        """Whether this is the DEK that ``commitment`` names, in constant time."""
+        return hmac.compare_digest(self.commitment, commitment)
+
+    def capsule_mac(self, data: bytes) -> bytes:
+        """The 32-byte MAC over a capsule's bytes."""
+        mac = self._capsule.copy()
+        mac.update(data)
+        return mac.finalize()[:32]
+
+    def one_shot(self, kind: int, salt: bytes) -> OneShot:
+        """The AEAD for one-shot messages of this kind byte and salt."""
+        return OneShot(_expand(self._message, b"oneshot", bytes((kind,)) + salt)[:32])
+
+
+class OneShot:
+    """AES-256-GCM under one message subkey."""
+
+    __slots__ = ("_aead",)
+
+    def __init__(self, key: bytes) -> None:
+        self._aead = AESGCM(key)
+
+    def encrypt(self, iv: bytes, plaintext: bytes, aad: bytes) -> bytes:
+        """Ciphertext and tag."""
+        return self._aead.encrypt(iv, plaintext, aad)
+
+    def decrypt(self, iv: bytes, ciphertext: bytes, aad: bytes) -> bytes:
+        """The plaintext; raises ``IntegrityError`` unless everything authenticates."""
+        try:
+            return self._aead.decrypt(iv, ciphertext, aad)
+        except InvalidTag:
+            raise IntegrityError from None
+
+
+def bind_context(plaintext: bytes | bytearray, context: Context) -> bytearray:
+    """What a provider wraps when its service has no associated data.
+
+    SHA-256 of the canonical context, then the plaintext: 32 bytes longer.
+    """
+    return bytearray(hashlib.sha256(context.encoded).digest()) + plaintext
+
+
+def unbind_context(bound: bytes | bytearray, context: Context) -> bytearray:
+    """Undo ``bind_context``; raises ``InvalidCiphertext`` if it was bound to another context."""
+    expected = hashlib.sha256(context.encoded).digest()
+    if not hmac.compare_digest(bytes(bound[:_DIGEST_BYTES]), expected):
+        raise InvalidCiphertext("authentication failed")
+    return bytearray(bound[_DIGEST_BYTES:])
+
+
+def wipe(secret: object) -> None:
+    """Zero a bytearray in place; immutable ``bytes`` are beyond reach (docs/threat-model.md)."""
+    if isinstance(secret, bytearray):
+        secret[:] = bytes(len(secret))
