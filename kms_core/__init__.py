@@ -12,13 +12,9 @@ if TYPE_CHECKING:
     from kms_core.aead import bind_context as bind_context
     from kms_core.aead import unbind_context as unbind_context
     from kms_core.aead import wipe as wipe
-    from kms_core.client import AsyncKms as AsyncKms
+    from kms_core.async_client import AsyncKms as AsyncKms
+    from kms_core.breaker import BreakerPolicy as BreakerPolicy
     from kms_core.client import Kms as Kms
-    from kms_core.config import BreakerPolicy as BreakerPolicy
-    from kms_core.config import CallPolicy as CallPolicy
-    from kms_core.config import EnvelopePolicy as EnvelopePolicy
-    from kms_core.config import InstanceConfig as InstanceConfig
-    from kms_core.config import Settings as Settings
     from kms_core.context import Context as Context
     from kms_core.envelope import EnvelopeInfo as EnvelopeInfo
     from kms_core.envelope import RecipientInfo as RecipientInfo
@@ -48,10 +44,14 @@ if TYPE_CHECKING:
     from kms_core.errors import UnsupportedOperation as UnsupportedOperation
     from kms_core.errors import UnsupportedVersion as UnsupportedVersion
     from kms_core.hookspecs import hookimpl as hookimpl
-    from kms_core.observe import correlation_id as correlation_id
+    from kms_core.routing import CallPolicy as CallPolicy
+    from kms_core.settings import EnvelopePolicy as EnvelopePolicy
+    from kms_core.settings import InstanceConfig as InstanceConfig
+    from kms_core.settings import Settings as Settings
     from kms_core.types import Attempt as Attempt
     from kms_core.types import Ciphertext as Ciphertext
     from kms_core.types import DataKey as DataKey
+    from kms_core.types import Duration as Duration
     from kms_core.types import Event as Event
     from kms_core.types import Health as Health
     from kms_core.types import HealthReport as HealthReport
@@ -63,11 +63,13 @@ if TYPE_CHECKING:
     from kms_core.types import PublicKey as PublicKey
     from kms_core.types import Secret as Secret
     from kms_core.types import Signature as Signature
+    from kms_core.types import correlation_id as correlation_id
 
 _HOME = {
     "aead": ("bind_context", "unbind_context", "wipe"),
-    "client": ("AsyncKms", "Kms"),
-    "config": ("BreakerPolicy", "CallPolicy", "EnvelopePolicy", "InstanceConfig", "Settings"),
+    "async_client": ("AsyncKms",),
+    "breaker": ("BreakerPolicy",),
+    "client": ("Kms",),
     "context": ("Context",),
     "envelope": ("EnvelopeInfo", "RecipientInfo", "inspect", "is_sealed"),
     "errors": (
@@ -96,11 +98,13 @@ _HOME = {
         "UnsupportedVersion",
     ),
     "hookspecs": ("hookimpl",),
-    "observe": ("correlation_id",),
+    "routing": ("CallPolicy",),
+    "settings": ("EnvelopePolicy", "InstanceConfig", "Settings"),
     "types": (
         "Attempt",
         "Ciphertext",
         "DataKey",
+        "Duration",
         "Event",
         "Health",
         "HealthReport",
@@ -112,6 +116,7 @@ _HOME = {
         "PublicKey",
         "Secret",
         "Signature",
+        "correlation_id",
     ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -49,7 +49,9 @@ class Keys:
 
     __slots__ = ("_capsule", "_message", "commitment", "scope", "suite")
 
-    def __init__(self, dek: bytes | bytearray, scope: Context, suite: int = SUITE_AES_256_GCM) -> None:
+    def __init__(
+        self, dek: bytes | bytearray, scope: Context, suite: int = SUITE_AES_256_GCM
+    ) -> None:
         if len(dek) != DEK_BYTES:
             raise IntegrityError
         bind = bytes((suite,)) + scope.encoded

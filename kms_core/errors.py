@@ -227,7 +227,7 @@ class AllInstancesFailed(KMSError, ExceptionGroup[KMSError]):
     code = "all_instances_failed"
     attempts: tuple[Attempt, ...]
 
-    def __new__(cls, message: str, attempts: Sequence[Attempt]) -> Self:
+    def __new__(cls, message: str, attempts: Sequence[Attempt]) -> Self:  # noqa: D102
         group = super().__new__(cls, message, [attempt.error for attempt in attempts])
         group.attempts = tuple(attempts)
         return group
@@ -239,6 +239,7 @@ class AllInstancesFailed(KMSError, ExceptionGroup[KMSError]):
         return f"{self.message}: " + "; ".join(str(error) for error in self.exceptions)
 
     def derive(self, excs: Sequence[Exception], /) -> AllInstancesFailed:  # type: ignore[override]
+        """The part of the group that ``except*`` and ``split`` ask for."""
         kept = [attempt for attempt in self.attempts if attempt.error in excs]
         return AllInstancesFailed(self.message, kept)
 

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="empty-body"
+# (a hook specification is a signature: it has no body)
 """The contract with plugins, version 1 (docs/contract.md).
 
 A plugin is a module found through an entry point of group ``kms_core.v1``; the entry point's name
@@ -36,8 +38,8 @@ class ProviderSpec:
     """Called on exactly one instance, inside every loaded wrapper.
 
     A provider marks its methods with ``@hookimpl``, names every argument (``instance`` may be left
-    out) and gives none a default.  ``encrypt``, ``decrypt`` and ``health`` are required; every other
-    hook is a capability that may be absent.  All raise the errors of ``kms_core.errors`` only.
+    out) and gives none a default.  ``encrypt``, ``decrypt`` and ``health`` are required; every
+    other hook is a capability that may be absent.  They raise the errors of ``kms_core`` only.
     """
 
     @hookspec(firstresult=True)
@@ -48,7 +50,7 @@ class ProviderSpec:
         plaintext: bytes | bytearray,
         context: Context,
     ) -> Ciphertext:
-        """Wrap up to 4 KiB under ``key_id``; ``context`` must be bound, natively or by the helper."""
+        """Wrap 1 to 4096 bytes under ``key_id``, bound to ``context``."""
 
     @hookspec(firstresult=True)
     def decrypt(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NewType, Protocol
 
 from attrs import field, frozen
 
@@ -16,6 +17,9 @@ MAX_WRAPPED_BYTES: Final = 8192  # the largest wrapped key any service returns, 
 THIRD_PARTY_WRAP_ALG: Final = 0x7FFF  # "the provider named by the key URI decides"
 
 Protection = Literal["hsm", "software", "local"]
+
+#: Seconds.  Configuration files write a number or "500ms", "3s", "5m", "1h", "2d".
+Duration = NewType("Duration", float)
 
 
 class Secret:
@@ -133,6 +137,9 @@ class Attempt:
 
 EVENT_SCHEMA: Final = 1
 
+#: Set it around a request, and every event and error of that request carries it.
+correlation_id: Final[ContextVar[str | None]] = ContextVar("kms_core_correlation_id", default=None)
+
 
 @frozen
 class Event:
@@ -185,7 +192,7 @@ class Provider(Protocol):
         """Wrap ``plaintext`` under ``key_id``, bound to ``context``."""
 
     def decrypt(self, key_id: str, ciphertext: Ciphertext, context: Context) -> bytes | bytearray:
-        """Unwrap; raises ``InvalidCiphertext`` unless ciphertext, key and context belong together."""
+        """Unwrap; ``InvalidCiphertext`` unless ciphertext, key and context belong together."""
 
     def health(self, key_id: str) -> Health:
         """Ask the service whether this key can be used now."""
@@ -222,7 +229,7 @@ class InstanceHealth:
 
 @frozen
 class HealthReport:
-    """``healthy``: all is well.  ``degraded``: works, something is down.  ``unhealthy``: cannot seal."""
+    """``healthy``: all is well; ``degraded``: works, something is down; ``unhealthy``: cannot seal."""
 
     status: HealthStatus
     instances: Mapping[str, InstanceHealth]

@@ -1,0 +1,120 @@
+"""``AsyncKms``: the same names as ``Kms``, awaitable.
+
+Each call runs on a thread of the running loop's executor, so the loop never waits for a service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from kms_core.breaker import BreakerSnapshot
+from kms_core.client import ContextLike, Data, Kms
+from kms_core.context import Context
+from kms_core.envelope import EnvelopeInfo
+from kms_core.settings import Settings
+from kms_core.types import Ciphertext, DataKey, HealthReport, PluginInfo
+
+
+class AsyncKms:
+    """Seals, opens and rewraps under all configured keys, for asyncio; see ``Kms``."""
+
+    def __init__(self, settings: Settings | Kms, **options: Any) -> None:
+        """From settings, or over a ``Kms`` whose owner this becomes."""
+        self._kms = settings if isinstance(settings, Kms) else Kms(settings, **options)
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
+        """As ``Kms.from_config``; loads plugins, so call it before the loop is busy."""
+        return cls(Kms.from_config(path, **options))
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """As ``Kms.from_env``."""
+        return cls(Kms.from_env(**options))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of every client and thread."""
+        await asyncio.to_thread(self._kms.close)
+
+    async def seal(
+        self, data: Data, context: ContextLike = None, *, stored_context: ContextLike = None
+    ) -> bytes:
+        """As ``Kms.seal``."""
+        return await asyncio.to_thread(self._kms.seal, data, context, stored_context=stored_context)
+
+    async def open(self, sealed: Data | str, context: ContextLike = None) -> bytes:
+        """As ``Kms.open``."""
+        return await asyncio.to_thread(self._kms.open, sealed, context)
+
+    async def rewrap(
+        self,
+        sealed: Data | str,
+        *,
+        add: str | Sequence[str] = (),
+        remove: str | Sequence[str] = (),
+        repair: bool = True,
+    ) -> bytes:
+        """As ``Kms.rewrap``."""
+        return await asyncio.to_thread(
+            self._kms.rewrap, sealed, add=add, remove=remove, repair=repair
+        )
+
+    async def encrypt(
+        self, data: Data, context: ContextLike = None, *, via: str | None = None
+    ) -> Ciphertext:
+        """As ``Kms.encrypt``."""
+        return await asyncio.to_thread(self._kms.encrypt, data, context, via=via)
+
+    async def decrypt(self, ciphertext: Ciphertext, context: ContextLike = None) -> bytes:
+        """As ``Kms.decrypt``."""
+        return await asyncio.to_thread(self._kms.decrypt, ciphertext, context)
+
+    async def generate_data_key(
+        self, context: ContextLike = None, *, via: str | None = None
+    ) -> DataKey:
+        """As ``Kms.generate_data_key``."""
+        return await asyncio.to_thread(self._kms.generate_data_key, context, via=via)
+
+    async def health(self) -> HealthReport:
+        """As ``Kms.health``."""
+        return await asyncio.to_thread(self._kms.health)
+
+    @staticmethod
+    def context(pairs: Mapping[str, str]) -> Context:
+        """As ``Kms.context``: nothing to wait for."""
+        return Kms.context(pairs)
+
+    @staticmethod
+    def inspect(sealed: Data | str) -> EnvelopeInfo:
+        """As ``Kms.inspect``: nothing to wait for."""
+        return Kms.inspect(sealed)
+
+    @staticmethod
+    def is_sealed(data: Data | str) -> bool:
+        """As ``Kms.is_sealed``: nothing to wait for."""
+        return Kms.is_sealed(data)
+
+    @property
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """As ``Kms.plugins``."""
+        return self._kms.plugins
+
+    @property
+    def breakers(self) -> dict[str, BreakerSnapshot]:
+        """As ``Kms.breakers``."""
+        return self._kms.breakers

@@ -1,0 +1,434 @@
+"""``Kms``: the object applications hold."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+import attrs
+
+from kms_core import config, envelope, health
+from kms_core import rewrap as rewrapping
+from kms_core.aead import DEK_BYTES, Keys, wipe
+from kms_core.breaker import Breaker, BreakerSnapshot
+from kms_core.context import RESERVED_PREFIX, Context
+from kms_core.errors import (
+    ConfigError,
+    IntegrityError,
+    InvalidCiphertext,
+    InvalidRequest,
+    KMSError,
+    NoMatchingRecipient,
+)
+from kms_core.header import MAX_CAPSULE_BYTES, MAX_SCOPE_BYTES
+from kms_core.observe import Observers
+from kms_core.plugins import Found, Plugins
+from kms_core.relay import Emit, Relay
+from kms_core.routing import Quorum, Router
+from kms_core.settings import InstanceConfig, Settings
+from kms_core.types import (
+    BreakerState,
+    Ciphertext,
+    DataKey,
+    Event,
+    HealthReport,
+    InstanceInfo,
+    PluginInfo,
+    Provider,
+)
+from kms_core.workers import Workers
+
+T = TypeVar("T")
+Data = bytes | bytearray | memoryview
+ContextLike = Mapping[str, str] | None
+
+MAX_DIRECT_BYTES = 4096  # what every service encrypts itself; more is what envelopes are for
+
+
+class Kms:
+    """Seals, opens and rewraps under all configured keys.  Thread-safe; ``close`` when done.
+
+    Every method that asks a service returns or raises within ``[calls] deadline``.  Errors are
+    those of ``kms_core.errors``; none of them carries plaintext or key material.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        plugins: Iterable[Found] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Load what the settings name; raises ``ConfigError`` or ``PluginError``, asks no service.
+
+        ``plugins``, ``clock`` and ``sleep`` are for tests.
+        """
+        self._settings = settings
+        self._plugins = Plugins(plugins)
+        self._clock = clock
+        self._closed = False
+        self._emit: Emit
+        relays = self._build_relays()
+        self._router = Router(relays, settings.calls, clock=clock, sleep=sleep)
+        policy = settings.envelope
+        self._quorum = Quorum(
+            policy.min_recipients, policy.straggler_wait, policy.allow_weaker, settings.required
+        )
+        self._check_recipients()
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
+        """From a TOML file; without a path, ``$KMS_CONFIG``, the user's file or the environment."""
+        raw = config.find() if path is None else config.load(path)
+        return cls(Settings.from_raw(raw), **options)
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """From the services' own environment variables alone."""
+        return cls(Settings.from_raw(config.from_environment()), **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of every client and thread.  Idempotent; no call works afterwards."""
+        if not self._closed:
+            self._closed = True
+            for relay in self._router.relays.values():
+                relay.close()
+
+    # --- envelopes -------------------------------------------------------------------------------
+
+    @staticmethod
+    def context(pairs: Mapping[str, str]) -> Context:
+        """A context encoded once, for repeated use; raises ``InvalidRequest``."""
+        return _context(pairs)
+
+    @overload
+    def seal(
+        self,
+        data: Data,
+        context: ContextLike = ...,
+        *,
+        stored_context: ContextLike = ...,
+        armor: Literal[False] = ...,
+    ) -> bytes: ...
+
+    @overload
+    def seal(
+        self,
+        data: Data,
+        context: ContextLike = ...,
+        *,
+        stored_context: ContextLike = ...,
+        armor: Literal[True],
+    ) -> str: ...
+
+    def seal(
+        self,
+        data: Data,
+        context: ContextLike = None,
+        *,
+        stored_context: ContextLike = None,
+        armor: bool = False,
+    ) -> bytes | str:
+        """Encrypt up to 64 MiB under a fresh data key that every recipient holds.
+
+        ``context`` is authenticated and must be given again to open; ``stored_context`` is
+        authenticated and travels in clear inside.  Recipients that cannot be reached are left out
+        once ``min_recipients`` hold the key, and recorded as missing.  ``armor`` returns base64url
+        text.  Raises ``AllInstancesFailed`` if too few recipients can be reached.
+        """
+        self._check_open()
+        started = self._clock()
+        plaintext = _data(data)
+        supplied, stored = _context(context), _optional_context(stored_context)
+        scope = self._scope(supplied, stored)
+        dek = envelope.new_dek()
+        try:
+            keys = Keys(dek, scope)
+            wrap_context = envelope.wrap_context(scope, keys.key_id, keys.suite)
+            result = self._router.wrap(dek, wrap_context, self._settings.recipients, self._quorum)
+        finally:
+            wipe(dek)
+        missing = tuple(attempt.instance for attempt in result.failures)
+        capsule = envelope.new_capsule(
+            keys, result.wraps, [self._router.relays[name].key_uri for name in missing]
+        )
+        sealed = capsule + envelope.seal_message(keys, plaintext, supplied, stored)
+        self._report("seal", started, missing=missing)
+        return envelope.armor(sealed) if armor else sealed
+
+    def open(self, sealed: Data | str, context: ContextLike = None) -> bytes:
+        """Decrypt what ``seal`` made, with the same context.
+
+        Raises ``FormatError`` for bytes that are no envelope, ``IntegrityError`` for anything
+        altered, foreign or with another context, and ``AllInstancesFailed`` if no recipient could
+        be asked.
+        """
+        self._check_open()
+        started = self._clock()
+        try:
+            plaintext = envelope.open_envelope(
+                _envelope(sealed), _context(context), self._router.unwrap
+            )
+        except KMSError as exc:
+            self._report("open", started, error=exc)
+            raise
+        self._report("open", started)
+        return plaintext
+
+    @staticmethod
+    def inspect(sealed: Data | str) -> envelope.EnvelopeInfo:
+        """What an envelope says about itself; needs no key and asks no service."""
+        return envelope.inspect(sealed)
+
+    @staticmethod
+    def is_sealed(data: Data | str) -> bool:
+        """Whether ``data`` starts like an envelope."""
+        return envelope.is_sealed(data)
+
+    def rewrap(
+        self,
+        sealed: Data | str,
+        *,
+        add: str | Sequence[str] = (),
+        remove: str | Sequence[str] = (),
+        repair: bool = True,
+    ) -> bytes:
+        """Change the recipients; the body's bytes stay as they are.
+
+        ``add`` names instances, ``remove`` instances or key URIs; ``repair`` adds every configured
+        recipient that is missing.  Recipients unknown to this configuration stay.  Each new wrap is
+        proved by unwrapping it, or reported as unverified where these credentials may not unwrap.
+        Returns the envelope unchanged if there is nothing to do.
+        """
+        self._check_open()
+        started = self._clock()
+        intent = rewrapping.Intent(self._settings.recipients, _names(add), _names(remove), repair)
+        result = rewrapping.rewrap(_envelope(sealed), self._router, intent)
+        self._report("rewrap", started, missing=result.missing, unverified=result.unverified)
+        return result.envelope
+
+    # --- direct use of the services --------------------------------------------------------------
+
+    def encrypt(
+        self, data: Data, context: ContextLike = None, *, via: str | None = None
+    ) -> Ciphertext:
+        """Let one service encrypt 1 to 4096 bytes; the result names who did.
+
+        Falls back in order of preference, never to a weaker protection level unless
+        ``allow_weaker``.  ``via`` asks one instance only.
+        """
+        plaintext = bytes(_data(data))
+        if not 1 <= len(plaintext) <= MAX_DIRECT_BYTES:
+            raise InvalidRequest(
+                f"direct encryption takes 1 to {MAX_DIRECT_BYTES} bytes, not {len(plaintext)}: "
+                "seal() takes more"
+            )
+        bound = _context(context)
+        return self._direct("encrypt", via, lambda relay: relay.encrypt(plaintext, bound))
+
+    def decrypt(self, ciphertext: Ciphertext, context: ContextLike = None) -> bytes:
+        """Let the service that holds the key (or a replica of it) decrypt.
+
+        Raises ``InvalidCiphertext`` if it does not authenticate.
+        """
+        self._check_open()
+        if not isinstance(ciphertext, Ciphertext):
+            raise InvalidRequest("decrypt() takes a Ciphertext; sealed bytes are for open()")
+        try:
+            return self._router.unwrap([ciphertext], _context(context), bytes)
+        except NoMatchingRecipient:
+            raise
+        except IntegrityError:
+            raise InvalidCiphertext(
+                "the ciphertext is altered or foreign, or the context differs"
+            ) from None
+
+    def generate_data_key(self, context: ContextLike = None, *, via: str | None = None) -> DataKey:
+        """A 256-bit key for the caller's own use, with its wrap; ``decrypt`` brings it back."""
+        bound = _context(context)
+
+        def generate(relay: Relay) -> DataKey:
+            if relay.supports("generate_data_key"):
+                return relay.generate_data_key(bound)
+            key = bytearray(os.urandom(DEK_BYTES))
+            return DataKey(key, relay.encrypt(key, bound))
+
+        return self._direct("generate_data_key", via, generate)
+
+    def _direct(self, operation: str, via: str | None, work: Callable[[Relay], T]) -> T:
+        self._check_open()
+        if via is not None and via not in self._router.relays:
+            raise InvalidRequest(f"no instance {via!r}; known are {', '.join(self._router.relays)}")
+        names = self._settings.recipients if via is None else (via,)
+        policy = self._settings.envelope
+        return self._router.first(operation, names, work, allow_weaker=policy.allow_weaker)
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def health(self) -> HealthReport:
+        """Ask every instance at once; returns within ``[calls] health_timeout``."""
+        self._check_open()
+        relays = self._router.relays
+        answers = self._router.ask_all(Relay.health, self._settings.calls.health_timeout)
+        well = {
+            name: relays[name].key_uri for name, said in answers.items() if health.is_well(said)
+        }
+        recipients = self._settings.recipients
+        return health.report(
+            relays,
+            answers,
+            recipients=recipients,
+            can_seal=self._router.would_do(
+                {name: uri for name, uri in well.items() if name in recipients},
+                recipients,
+                self._quorum,
+            ),
+        )
+
+    @property
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """Every plugin found or needed, with its state and reason."""
+        return tuple(self._plugins)
+
+    @property
+    def breakers(self) -> dict[str, BreakerSnapshot]:
+        """Each instance's circuit breaker as it stands now."""
+        return {name: relay.breaker.snapshot() for name, relay in self._router.relays.items()}
+
+    # --- building --------------------------------------------------------------------------------
+
+    def _build_relays(self) -> dict[str, Relay]:
+        settings = self._settings
+        providers = {
+            name: self._build_provider(name, instance)
+            for name, instance in settings.instances.items()
+        }
+        for name in settings.plugins:
+            self._plugins.require(name, f"{settings.raw.source}: plugins")
+        modules = self._plugins.modules(first=settings.plugins)
+        self._emit = Observers(modules).emit
+        relays = {}
+        for name, (provider, key) in providers.items():
+            instance = settings.instances[name]
+            relays[name] = Relay(
+                InstanceInfo(name, instance.provider, provider.protection),
+                provider,
+                key,
+                modules,
+                breaker=Breaker(
+                    instance.breaker or settings.breaker,
+                    self._clock,
+                    on_change=self._breaker_reporter(name),
+                ),
+                workers=Workers(name, settings.calls.max_concurrency),
+                emit=self._emit,
+                clock=self._clock,
+                domain=instance.domain,
+            )
+        return relays
+
+    def _build_provider(self, name: str, instance: InstanceConfig) -> tuple[Provider, str]:
+        raw = self._settings.raw
+        where = f"{raw.source}: [instances.{name}]"
+        cls = self._plugins.require_provider(instance.provider, where)
+        options = dict(instance.options)
+        if "attempt_timeout" in attrs.fields_dict(cls.settings):
+            options.setdefault("attempt_timeout", self._settings.calls.attempt_timeout)
+        provider_settings = config.structure(cls.settings, options, where, raw)
+        try:
+            return cls(provider_settings), str(provider_settings.key)
+        except ValueError as exc:
+            raise ConfigError(f"{where}: {exc}") from exc
+
+    def _breaker_reporter(self, name: str) -> Callable[[BreakerState], None]:
+        return lambda state: self._emit(Event("breaker", state, instance=name))
+
+    def _check_recipients(self) -> None:
+        """Refuse at start what could never be sealed."""
+        source, relays = self._settings.raw.source, self._router.relays
+        uris = {name: relays[name].key_uri for name in self._settings.recipients}
+        if not self._router.would_do(uris, self._settings.recipients, self._quorum):
+            raise ConfigError(
+                f"{source}: [envelope] min_recipients = {self._quorum.domains}: the recipients are "
+                "in too few distinct domains (two regions of one account are one, local counts "
+                "only alone); lower it, or set domain on the instances that are independent"
+            )
+        worst = sum(map(envelope.room_for, uris.values())) + MAX_SCOPE_BYTES
+        if worst > MAX_CAPSULE_BYTES:
+            raise ConfigError(f"{source}: [envelope] recipients: so many do not fit into a capsule")
+
+    def _scope(self, supplied: Context, stored: Context | None) -> Context:
+        """The context entries that go to the services as well."""
+        names = self._settings.envelope.key_context
+        effective = {**(stored or {}), **supplied}
+        lacking = [name for name in names if name not in effective]
+        if lacking:
+            raise InvalidRequest(
+                f"the context lacks {', '.join(lacking)}, which envelope.key_context asks for"
+            )
+        return Context({name: effective[name] for name in names})
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest("this Kms is closed")
+
+    def _report(
+        self,
+        operation: str,
+        started: float,
+        *,
+        error: KMSError | None = None,
+        missing: tuple[str, ...] = (),
+        unverified: tuple[str, ...] = (),
+    ) -> None:
+        outcome = error.code if error else "degraded" if missing or unverified else "ok"
+        seconds = self._clock() - started
+        self._emit(
+            Event(operation, outcome, seconds=seconds, missing=missing, unverified=unverified)
+        )
+
+
+def _data(data: Data) -> bytes:
+    if isinstance(data, str) or not isinstance(data, bytes | bytearray | memoryview):
+        raise InvalidRequest(
+            f"expected bytes, got {type(data).__name__}; encode text first, say with .encode()"
+        )
+    return bytes(data)
+
+
+def _envelope(sealed: Data | str) -> bytes:
+    return envelope.unarmor(sealed) if isinstance(sealed, str) else _data(sealed)
+
+
+def _context(pairs: ContextLike) -> Context:
+    if isinstance(pairs, Context):
+        return pairs
+    if pairs is not None and not isinstance(pairs, Mapping):
+        raise InvalidRequest(f"a context is a mapping of strings, not {type(pairs).__name__}")
+    context = Context(pairs)
+    if any(key.startswith(RESERVED_PREFIX) for key in context):
+        raise InvalidRequest(f"context names starting with {RESERVED_PREFIX!r} are reserved")
+    return context
+
+
+def _optional_context(pairs: ContextLike) -> Context | None:
+    return None if pairs is None else _context(pairs)
+
+
+def _names(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -1,0 +1,165 @@
+"""What a client is built from: frozen objects, made by hand or from a configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from attrs import field, frozen, validators
+
+from kms_core.breaker import BreakerPolicy
+from kms_core.config import Raw, check_names, structure, table
+from kms_core.errors import ConfigError
+from kms_core.header import MAX_RECIPIENTS
+from kms_core.routing import CallPolicy
+from kms_core.types import Duration
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@frozen
+class EnvelopePolicy:
+    """How envelopes are sealed.
+
+    ``recipients``: instances by name, in order of preference; ``None`` means all that encrypt.
+    ``min_recipients``: distinct domains that must hold a wrap before anything is written.
+    ``key_context``: names of the context entries that go to the key services as well.
+    ``straggler_wait``: seconds that slow recipients still have once there are enough.
+    ``allow_weaker``: let a local copy count, and direct calls fall back to weaker protection.
+    """
+
+    recipients: tuple[str, ...] | None = None
+    min_recipients: int = field(default=1, validator=validators.in_(range(1, MAX_RECIPIENTS + 1)))
+    key_context: tuple[str, ...] = ()
+    straggler_wait: Duration = field(default=Duration(0.5), validator=validators.ge(Duration(0.0)))
+    allow_weaker: bool = False
+
+
+@frozen
+class InstanceConfig:
+    """One named instance: its provider type and the provider's own settings as a table.
+
+    ``domain`` overrides the failure domain the provider derives; ``required`` makes sealing fail
+    without it; ``purpose = "sign"`` keeps it out of the default recipients.
+    """
+
+    provider: str
+    options: Mapping[str, Any] = field(factory=dict, repr=False)
+    domain: str | None = None
+    required: bool = False
+    purpose: Literal["encrypt", "sign"] = "encrypt"
+    breaker: BreakerPolicy | None = None
+
+
+@frozen
+class _InstanceKeys:
+    """The keys of an instance's table that belong to the core, not to its provider."""
+
+    provider: str
+    domain: str | None = None
+    required: bool = False
+    purpose: Literal["encrypt", "sign"] = "encrypt"
+
+
+@frozen
+class Settings:
+    """Everything a client needs to know; validated when made."""
+
+    instances: Mapping[str, InstanceConfig]
+    envelope: EnvelopePolicy = field(factory=EnvelopePolicy)
+    breaker: BreakerPolicy = field(factory=BreakerPolicy)
+    calls: CallPolicy = field(factory=CallPolicy)
+    plugins: tuple[str, ...] = ()
+    #: Where this came from, for error messages, relative paths and secrets.
+    raw: Raw = field(factory=lambda: Raw({}, "settings", Path.cwd()), repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        source = self.raw.source
+        if not self.instances:
+            raise ConfigError(f"{source}: no instance is configured; add a table [instances.NAME]")
+        for name in self.instances:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{source}: instance name {name!r} is not letters, digits, - or _"
+                )
+        where = f"{source}: [envelope] recipients"
+        for name in self.envelope.recipients or ():
+            check_names({name: None}, self.instances, where)
+        if len(set(self.recipients)) != len(self.recipients):
+            raise ConfigError(f"{where}: an instance is named twice")
+        if not self.recipients:
+            raise ConfigError(f"{where}: nobody is left to seal to")
+        if len(self.recipients) > MAX_RECIPIENTS:
+            raise ConfigError(f"{where}: at most {MAX_RECIPIENTS} fit into an envelope")
+
+    @property
+    def recipients(self) -> tuple[str, ...]:
+        """The instances that a new envelope is sealed to, in order of preference."""
+        if self.envelope.recipients is not None:
+            return self.envelope.recipients
+        return tuple(
+            name for name, instance in self.instances.items() if instance.purpose == "encrypt"
+        )
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Those of the recipients without which nothing is written."""
+        return frozenset(name for name in self.recipients if self.instances[name].required)
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> Self:
+        """Check and build; raises ``ConfigError``."""
+        tables, source = raw.tables, raw.source
+        for name in ("cache", "audit"):
+            unsupported = table(tables.get(name, {}), f"{source}: [{name}]")
+            check_names(unsupported, (), f"{source}: [{name}] is not supported by this version")
+        breaker = structure(
+            BreakerPolicy,
+            table(tables.get("breaker", {}), f"{source}: [breaker]"),
+            f"{source}: [breaker]",
+            raw,
+        )
+        instances = table(tables.get("instances", {}), f"{source}: [instances]")
+        return cls(
+            instances={
+                name: _instance(name, values, breaker, raw) for name, values in instances.items()
+            },
+            envelope=_policy(EnvelopePolicy, "envelope", raw),
+            breaker=breaker,
+            calls=_policy(CallPolicy, "calls", raw),
+            plugins=_plugins(tables.get("plugins", ()), source),
+            raw=raw,
+        )
+
+
+def _policy(cls: type[Any], name: str, raw: Raw) -> Any:
+    where = f"{raw.source}: [{name}]"
+    return structure(cls, table(raw.tables.get(name, {}), where), where, raw)
+
+
+def _plugins(value: Any, source: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{source}: plugins: must be a list of strings")
+    return tuple(value)
+
+
+def _instance(name: str, value: Any, breaker: BreakerPolicy, raw: Raw) -> InstanceConfig:
+    where = f"{raw.source}: [instances.{name}]"
+    values = dict(table(value, where))
+    own: dict[str, Any] = {
+        key: values.pop(key)
+        for key in ("provider", "domain", "required", "purpose")
+        if key in values
+    }
+    keys = structure(_InstanceKeys, own, where, raw)
+    override = values.pop("breaker", None)
+    policy = None
+    if override is not None:
+        where = f"{raw.source}: [instances.{name}.breaker]"
+        merged = {**table(raw.tables.get("breaker", {}), where), **table(override, where)}
+        policy = structure(BreakerPolicy, merged, where, raw)
+    return InstanceConfig(
+        keys.provider, values, keys.domain, keys.required, keys.purpose, policy or breaker
+    )

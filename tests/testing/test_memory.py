@@ -1,0 +1,167 @@
+"""The in-memory provider: it passes the suite, and its store behaves like a service."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from kms_core import (
+    Context,
+    InvalidCiphertext,
+    InvalidRequest,
+    KeyDisabled,
+    KeyNotFound,
+    Provider,
+)
+from kms_core.testing import MemoryProvider, MemorySettings, MemoryStore, ProviderConformance
+
+CONTEXT = Context({"tenant": "42"})
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore("unit", keys=("default", "other"))
+
+
+class TestMemoryProvider(ProviderConformance):
+    rotates = True
+    foreign_key_uri = "memory://elsewhere/default/1"
+    plugin_module = "kms_core.testing.memory"
+    sdk_modules = ("boto3", "hypothesis", "pytest")
+
+    @pytest.fixture
+    def provider(self, store: MemoryStore) -> Provider:
+        return MemoryProvider(MemorySettings(store=store))
+
+    @pytest.fixture
+    def key_id(self) -> str:
+        return "default"
+
+    @pytest.fixture
+    def other_key(self, store: MemoryStore) -> tuple[Any, str]:
+        return MemoryProvider(MemorySettings("other", store)), "other"
+
+
+def _provider(store: MemoryStore, key: str = "default") -> MemoryProvider:
+    return MemoryProvider(MemorySettings(key, store))
+
+
+def test_store_outlives_its_instances(store: MemoryStore) -> None:
+    """What one instance wrapped, another one on the same store unwraps."""
+    sealed = _provider(store).encrypt("default", b"x", CONTEXT)
+    assert _provider(store).decrypt("default", sealed, CONTEXT) == b"x"
+
+
+def test_instance_without_a_store_keeps_its_own() -> None:
+    """Two instances that name no store share no key."""
+    one, two = MemoryProvider(MemorySettings("mine")), MemoryProvider(MemorySettings("mine"))
+    assert one.match(one.encrypt("mine", b"x", CONTEXT).key_uri) == "mine"
+    assert two.match(one.key_uri) is None
+
+
+def test_rotation_is_seen_by_every_instance(store: MemoryStore) -> None:
+    """The store, not the instance, knows which version is primary."""
+    first, second = _provider(store), _provider(store)
+    first.rotate_key("default")
+    sealed = second.encrypt("default", b"x", CONTEXT)
+    assert (sealed.key_uri, sealed.key_version) == ("memory://unit/default/2", "2")
+    assert second.describe_key("default").versions == ("1", "2")
+
+
+@pytest.mark.parametrize("version", ["0", "2", "01", "+1", "\u0661", ""])
+def test_version_that_does_not_exist_is_nobodys(store: MemoryStore, version: str) -> None:
+    """An unknown or oddly spelt version does not match and does not open."""
+    provider = _provider(store)
+    sealed = provider.encrypt("default", b"x", CONTEXT)
+    key_uri = f"memory://unit/default/{version}"
+    assert provider.match(key_uri) is None
+    with pytest.raises(InvalidCiphertext):
+        provider.decrypt("default", _renamed(sealed, key_uri), CONTEXT)
+
+
+def _renamed(sealed: Any, key_uri: str) -> Any:
+    return type(sealed)(sealed.data, key_uri, sealed.key_version, sealed.wrap_alg)
+
+
+def test_old_blob_under_new_version_is_refused(store: MemoryStore) -> None:
+    """Every version has material of its own."""
+    provider = _provider(store)
+    sealed = provider.encrypt("default", b"x", CONTEXT)
+    store.rotate("default")
+    with pytest.raises(InvalidCiphertext, match="authentication failed"):
+        provider.decrypt("default", _renamed(sealed, "memory://unit/default/2"), CONTEXT)
+
+
+def test_disabled_key_is_used_for_nothing(store: MemoryStore) -> None:
+    """A disabled key says so in health, description and every use, until it is enabled."""
+    provider = _provider(store)
+    sealed = provider.encrypt("default", b"x", CONTEXT)
+    store.disable("default")
+    assert provider.health("default").ok is False
+    assert provider.describe_key("default").state == "disabled"
+    assert provider.match(sealed.key_uri) == "default"
+    with pytest.raises(KeyDisabled):
+        provider.encrypt("default", b"x", CONTEXT)
+    with pytest.raises(KeyDisabled):
+        provider.decrypt("default", sealed, CONTEXT)
+    store.enable("default")
+    assert provider.decrypt("default", sealed, CONTEXT) == b"x"
+
+
+def test_key_that_does_not_exist_is_not_found(store: MemoryStore) -> None:
+    """A key must be created before anything can be done with it."""
+    provider = _provider(store, "later")
+    assert provider.match("memory://unit/later/1") is None
+    for use in (provider.health, provider.describe_key, provider.rotate_key):
+        with pytest.raises(KeyNotFound, match="later"):
+            use("later")
+    store.create("later")
+    assert provider.health("later").ok is True
+
+
+def test_store_refuses_what_it_has_and_what_is_no_name(store: MemoryStore) -> None:
+    """Creating never overwrites, and names fit into a key URI."""
+    with pytest.raises(InvalidRequest, match="already has key default"):
+        store.create("default")
+    for name in ("", "a/b", "\u00e9", "-x", "x" * 65):
+        with pytest.raises(InvalidRequest, match="1 to 64 letters"):
+            store.create(name)
+    with pytest.raises(InvalidRequest, match="1 to 64 letters"):
+        MemoryStore("not a name")
+
+
+def test_store_decides_protection_and_domain() -> None:
+    """Tests of routing need services that differ."""
+    hsm = _provider(MemoryStore("vault", protection="hsm"))
+    assert hsm.protection == "hsm"
+    assert hsm.describe_key("default").protection == "hsm"
+    assert hsm.domain("memory://vault/default/1") == "memory:vault"
+    assert hsm.domain(hsm.key_uri) == "memory:vault"
+
+
+def test_store_shows_no_material(store: MemoryStore) -> None:
+    """What is printed of a store is its name and those of its keys."""
+    assert repr(store) == "MemoryStore('unit', keys=['default', 'other'])"
+
+
+def test_kit_loads_pytest_only_for_the_suite() -> None:
+    """Applications use the provider and the faults without any test framework."""
+    code = (
+        "import sys, kms_core.testing as kit; kit.MemoryProvider, kit.Faulty;"
+        "assert not {'pytest', 'hypothesis'} & set(sys.modules);"
+        "kit.ProviderConformance; assert 'pytest' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_kit_names_what_it_offers() -> None:
+    """The lazy module lists its names, imports each, and refuses others."""
+    import kms_core.testing as kit
+
+    assert dir(kit) == kit.__all__ == sorted(kit.__all__)
+    assert all(getattr(kit, name) is not None for name in kit.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = kit.Nothing
