@@ -83,14 +83,16 @@ def new_capsule(
     created: int | None = None,
 ) -> bytes:
     """K for these wraps, with room for the missing ones; what it returns has been parsed back."""
+    # two instances may reach one key, say through two endpoints: it is one recipient
+    recipients = {wrap.key_uri: _recipient(wrap) for wrap in wraps}
+    missing = sorted(set(missing) - recipients.keys())
     capsule = Capsule(
         suite=keys.suite,
         threshold=1,
         generation=0,
         commitment=keys.commitment,
         scope=keys.scope,
-        # two instances may reach one key, say through two endpoints: it is one recipient
-        recipients=tuple({wrap.key_uri: _recipient(wrap) for wrap in wraps}.values()),
+        recipients=tuple(recipients.values()),
         missing=tuple(missing),
         created=created,
     )

@@ -34,6 +34,7 @@ from kms_core.errors import (
 )
 from kms_core.relay import Relay
 from kms_core.types import Attempt, Ciphertext, Duration
+from kms_core.uri import provider_type
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -132,12 +133,15 @@ class Caller:
         call.permit = self._acquire(call)
 
         def run() -> T:
-            relay.prepare()
             if attempts == 1:
                 return self._once(call, work)
             return self._retrying(call, work, deadline, attempts)
 
-        call.future = relay.workers.submit(run)
+        try:
+            call.future = relay.workers.submit(run)
+        except BaseException:
+            relay.breaker.release(call.permit)
+            raise
         return call
 
     def expires(self, call: Call[T]) -> float | None:
@@ -202,11 +206,13 @@ class Caller:
 
     def _once(self, call: Call[T], work: Callable[[Relay], T]) -> T:
         """One attempt, and its verdict for the breaker."""
-        permit, call.began = call.permit, self.clock()
+        permit = call.permit
         if permit is None:
             permit = call.permit = self._acquire(call)
         breaker = call.relay.breaker
         try:
+            call.relay.prepare()
+            call.began = self.clock()
             result = work(call.relay)
         except KMSError as exc:
             if exc.counts:
@@ -510,7 +516,8 @@ class Router:
         """
 
         def held(relay: Relay) -> set[str]:
-            return {uri for uri in key_uris if relay.match(uri) is not None}
+            ours = [uri for uri in key_uris if provider_type(uri) == relay.info.provider]
+            return {uri for uri in ours if relay.match(uri) is not None}
 
         answers = self._ask(names, held, self.policy.deadline)
         return {name: held for name, (held, _) in answers.items() if isinstance(held, set)}

@@ -113,8 +113,8 @@ class Settings:
         """Check and build; raises ``ConfigError``."""
         tables, source = raw.tables, raw.source
         for name in ("cache", "audit"):
-            unsupported = table(tables.get(name, {}), f"{source}: [{name}]")
-            check_names(unsupported, (), f"{source}: [{name}] is not supported by this version")
+            for key in table(tables.get(name, {}), f"{source}: [{name}]"):
+                raise ConfigError(f"{source}: [{name}] {key}: not supported by this version")
         breaker = structure(
             BreakerPolicy,
             table(tables.get("breaker", {}), f"{source}: [breaker]"),

@@ -229,7 +229,7 @@ class InstanceHealth:
 
 @frozen
 class HealthReport:
-    """``healthy``: all is well; ``degraded``: works, something is down; ``unhealthy``: cannot seal."""
+    """``degraded``: works, something is down; ``unhealthy``: sealing would fail."""
 
     status: HealthStatus
     instances: Mapping[str, InstanceHealth]

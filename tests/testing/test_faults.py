@@ -124,6 +124,7 @@ class AllHooks:
 
 @pytest.fixture
 def faulty() -> Faulty:
+    """A faulty in-memory provider."""
     return Faulty(MemoryProvider(MemorySettings(store=MemoryStore("unit"))))
 
 

@@ -23,10 +23,13 @@ CONTEXT = Context({"tenant": "42"})
 
 @pytest.fixture
 def store() -> MemoryStore:
+    """A store with two keys."""
     return MemoryStore("unit", keys=("default", "other"))
 
 
 class TestMemoryProvider(ProviderConformance):
+    """The in-memory provider passes the suite whole."""
+
     rotates = True
     foreign_key_uri = "memory://elsewhere/default/1"
     plugin_module = "kms_core.testing.memory"

@@ -1,0 +1,47 @@
+"""Key material at rest: bare, or sealed under a key that comes from a passphrase.
+
+Sealed material is AES-256-GCM, IV || ciphertext || tag, with the version's key URI as associated
+data: it cannot pass for another version, another key or another store.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from kms_core import AccessDenied, Secret
+from kms_local.layout import KEY_BYTES, Kdf
+
+IV_BYTES: Final = 12  # the size NIST SP 800-38D, section 8.2, recommends
+TAG_BYTES: Final = 16
+
+
+def derive(passphrase: Secret, kdf: Kdf) -> bytearray:
+    """The sealing key; slow and memory-hungry on purpose."""
+    try:
+        text = passphrase.reveal().encode("utf-8")
+    except UnicodeEncodeError:
+        text = None
+    if text is None:  # raised out here, because the codec's error carries the passphrase along
+        raise AccessDenied("the passphrase is not Unicode text; check where it comes from")
+    scrypt = Scrypt(salt=kdf.salt, length=KEY_BYTES, n=kdf.n, r=kdf.r, p=kdf.p)
+    return bytearray(scrypt.derive(text))
+
+
+def seal(sealing_key: bytes | None, material: bytes, key_uri: str) -> bytes:
+    """What goes into the file; without a sealing key the material itself."""
+    if sealing_key is None:
+        return material
+    iv = os.urandom(IV_BYTES)
+    return iv + AESGCM(sealing_key).encrypt(iv, material, key_uri.encode("ascii"))
+
+
+def unseal(sealing_key: bytes | None, stored: bytes, key_uri: str) -> bytes:
+    """The material; raises ``cryptography.exceptions.InvalidTag`` under a wrong sealing key."""
+    if sealing_key is None:
+        return stored
+    iv, sealed = stored[:IV_BYTES], stored[IV_BYTES:]
+    return AESGCM(sealing_key).decrypt(iv, sealed, key_uri.encode("ascii"))
