@@ -121,7 +121,7 @@ class BreakerOpen(ServiceError):
 
     code = "breaker_open"
 
-    def __init__(self, message: str, *, retry_after: float) -> None:
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 

@@ -26,7 +26,7 @@ class Clock:
     """Monotonic seconds that pass when told to."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = 1200.0
 
     def __call__(self) -> float:
         """The time."""
@@ -117,7 +117,9 @@ CASES = [
     Case("a tenth exactly", "ok*44 fail*4 ok fail", "open"),
     Case("a run of failures, whatever the ratio", "ok*1000 fail*5", "open"),
     Case("a success ends the run", "ok*1000 fail*4 ok fail*4", "closed"),
-    Case("old successes do not dilute", "ok*1000 64 fail*4 ok fail", "open"),
+    Case("successes dilute for the window and a bit", "ok*99 62.5 fail*4 ok fail", "closed"),
+    Case("older successes do not dilute", "ok*99 63 fail*4 ok fail", "open"),
+    Case("nothing of a busy window is lost", "ok*99 " + "3 ok " * 20 + "fail*4 ok fail", "closed"),
     Case("two time-outs", "timeout*2", "closed"),
     Case("three time-outs far apart", "timeout 3000 timeout 3000 timeout", "open"),
     Case("a success between time-outs", "timeout*2 ok timeout*2", "closed"),

@@ -186,6 +186,12 @@ class BreakerMachine(RuleBasedStateMachine):
         """Let just enough time pass for the next call."""
         self.now = max(self.now, self.model.ready_at())
 
+    @precondition(lambda self: self.model.history)
+    @rule()
+    def wait_until_the_window_has_passed(self) -> None:
+        """Let just enough time pass for the last outcome to become too old."""
+        self.now = max(self.now, self.model.history[-1].time + self.policy.window)
+
     @rule()
     def begin(self) -> None:
         """A call asks for leave and stays under way."""
@@ -205,14 +211,22 @@ class BreakerMachine(RuleBasedStateMachine):
         """Report a recent call, which may have reported before or be out of date."""
         self._end(self.given[-1 - back % len(self.given)], outcome)
 
-    @rule(outcome=outcomes, times=st.integers(1, 6))
-    def call(self, outcome: str, times: int) -> None:
+    @rule(ends=st.lists(outcomes, min_size=1, max_size=8))
+    def call(self, ends: list[str]) -> None:
         """Calls that begin and end at once, as far as they are admitted."""
-        for _ in range(times):
+        for outcome in ends:
             before = len(self.given)
             self.begin()
             if len(self.given) > before:
                 self._end(self.given[-1], outcome)
+
+    @precondition(lambda self: self.model.state != "closed")
+    @rule()
+    def recover(self) -> None:
+        """The service is back, and probes find out."""
+        while self.model.state != "closed":
+            self.wait_until_ready()
+            self.call(["ok"])
 
     def _end(self, given: Given, outcome: str) -> None:
         if self.model.hears(given):

@@ -293,6 +293,27 @@ def test_closing_cancels_queued_calls_and_leaves_running_ones_to_finish(
     assert not thread.is_alive()
 
 
+def test_once_closing_has_begun_no_queued_call_starts(
+    workers_of: Open, unlock: threading.Event
+) -> None:
+    """Not even if a thread becomes free while queued calls are being cancelled."""
+    workers = workers_of(1)
+    Hanging(workers, unlock, 1).wait_until_started(1)
+    (thread,) = threads_of(workers)
+    ran: list[int] = []
+    first, second = (workers.submit(partial(ran.append, number)) for number in range(2))
+
+    def free_the_thread(_: Future[None]) -> None:
+        unlock.set()
+        thread.join(PATIENCE)
+
+    first.add_done_callback(free_the_thread)
+    workers.close()
+
+    assert ran == []
+    assert second.cancelled()
+
+
 def test_a_call_may_close_its_own_workers(workers_of: Open) -> None:
     """Closing from within does not wait for itself."""
     workers = workers_of(1)
@@ -402,16 +423,16 @@ def identity(secret: Plaintext) -> Plaintext:
 
 def test_an_idle_thread_keeps_neither_call_nor_result(workers_of: Open) -> None:
     """A waiting thread's frames hold no secret of the last call."""
-    workers = workers_of(1)
+    workers = workers_of(1, idle_timeout=10 * PATIENCE)
     secret = Plaintext()
-    seen = weakref.ref(secret)
+    gone = threading.Event()
+    weakref.finalize(secret, gone.set)
 
     future = workers.submit(partial(identity, secret))
     concurrent.futures.wait([future], PATIENCE)
-    workers.submit(lambda: None).result(PATIENCE)  # by now the thread is done with the first
     del secret, future
 
-    assert seen() is None
+    assert gone.wait(PATIENCE)
 
 
 def test_a_failed_call_leaves_no_reference_cycle(workers_of: Open) -> None:

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Final, get_args
 import attrs
 import pluggy
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kms_core.context import Context
@@ -418,7 +418,7 @@ class ProviderConformance:
         ours = encrypt(provider, key_id)
         matched = provider.match(ours.key_uri)
 
-        @settings(max_examples=self.fuzz_examples, deadline=None, database=None, derandomize=True)
+        @self._junk
         @given(
             data=st.binary(max_size=2 * len(ours.data)),
             key_uri=st.just(ours.key_uri) | st.text(max_size=40),
@@ -437,7 +437,7 @@ class ProviderConformance:
         ours = {provider.key_uri, encrypt(provider, key_id).key_uri}
         prefix = st.sampled_from(["", f"{type(provider).type_name}:", *sorted(ours)])
 
-        @settings(max_examples=self.fuzz_examples, deadline=None, database=None, derandomize=True)
+        @self._junk
         @given(
             st.tuples(prefix, st.text(max_size=60))
             .map("".join)
@@ -597,6 +597,17 @@ class ProviderConformance:
             pytest.skip("declared: sdk_modules = ()")
         loaded = modules_after_importing(module) & set(self.sdk_modules)
         expect(not loaded, f"import {module} imports {', '.join(sorted(loaded))}")
+
+    @property
+    def _junk(self) -> settings:
+        """Junk of any size is as good as small junk: shrinking it would cost more calls."""
+        return settings(
+            max_examples=self.fuzz_examples,
+            phases=(Phase.generate,),
+            deadline=None,
+            database=None,
+            derandomize=True,
+        )
 
     def _needs(self, capability: str) -> None:
         if not getattr(self, capability):

@@ -281,6 +281,21 @@ class ChecksShortTag(MemoryProvider):
         return super().decrypt(key_id, ciphertext, context)
 
 
+@caught_by("every_altered_byte_is_noticed")
+class CarriesIdleBytes(MemoryProvider):
+    """Blobs so long that the suite alters both ends only; it is the front that nobody checks."""
+
+    def _wrap(self, key_id: str, plaintext: bytes | bytearray, context: Context) -> Ciphertext:
+        sealed = super()._wrap(key_id, plaintext, context)
+        return evolve(sealed, data=bytes(700) + sealed.data)
+
+    @hookimpl
+    def decrypt(self, key_id: str, ciphertext: Ciphertext, context: Context) -> bytearray:
+        if not isinstance(ciphertext.data, bytes):
+            raise InvalidRequest("not bytes")
+        return super().decrypt(key_id, evolve(ciphertext, data=ciphertext.data[700:]), context)
+
+
 @caught_by("another_keys_blob_is_refused")
 class OneKeyForAll(MemoryProvider):
     _aead = AESGCM(bytes(32))
@@ -379,6 +394,18 @@ class NumericVersion(MemoryProvider):
     def encrypt(self, key_id: str, plaintext: bytes | bytearray, context: Context) -> Any:
         sealed: Any = super().encrypt(key_id, plaintext, context)
         return evolve(sealed, key_version=int(sealed.key_version))
+
+
+@caught_by(
+    "key_uri_is_read_without_io",
+    "ciphertext_says_who_made_it",
+    "data_key_unwraps_to_itself",
+    "key_is_described",
+    "rotation_is_recorded_and_old_wraps_open",
+)
+class PutsSpaceIntoUris(MemoryProvider):
+    def _uri(self, *path: str) -> str:
+        return super()._uri(*path).replace("//", "// ")
 
 
 @caught_by("foreign_key_does_not_match", "mangled_key_uri_does_not_match", "match_never_raises")
@@ -607,6 +634,20 @@ def test_provider_that_does_not_know_its_own_wraps_fails(pytester: pytest.Pytest
     """Without ``match`` nothing opens, and one test says why."""
     failed = failures(pytester, DoesNotKnowItsOwn)
     assert {"test_ciphertext_matches_its_maker", "test_round_trip"} <= failed
+
+
+class ReturnsBareBlob(MemoryProvider):
+    """Forgets that a wrap is more than its bytes."""
+
+    @hookimpl
+    def encrypt(self, key_id: str, plaintext: bytes | bytearray, context: Context) -> Any:
+        return self._wrap(key_id, plaintext, context).data
+
+
+def test_answer_of_the_wrong_type_fails(pytester: pytest.Pytester) -> None:
+    """What is not a ``Ciphertext`` is told apart at the first look."""
+    failed = failures(pytester, ReturnsBareBlob)
+    assert {"test_ciphertext_says_who_made_it", "test_round_trip"} <= failed
 
 
 def test_working_provider_fails_nothing(pytester: pytest.Pytester) -> None:

@@ -85,6 +85,13 @@ def test_version_that_does_not_exist_is_nobodys(store: MemoryStore, version: str
         provider.decrypt("default", _renamed(sealed, key_uri), CONTEXT)
 
 
+@pytest.mark.parametrize("version", ["0", "2", "x"])
+def test_store_has_no_other_versions(store: MemoryStore, version: str) -> None:
+    """The store itself refuses versions that were never made."""
+    with pytest.raises(KeyNotFound, match="no such version of key default"):
+        store.version("default", version)
+
+
 def _renamed(sealed: Any, key_uri: str) -> Any:
     return type(sealed)(sealed.data, key_uri, sealed.key_version, sealed.wrap_alg)
 

@@ -75,9 +75,7 @@ class Contents:
 
 def parse(data: bytes) -> Contents:
     """Read a file's bytes; raises ``Damaged``."""
-    document = _fields(
-        _json(data), "the file", ("format", "store_id", "keys"), optional=("kdf",)
-    )
+    document = _fields(_json(data), "the file", ("format", "store_id", "keys"), optional=("kdf",))
     if document["format"] != FORMAT:
         raise Damaged(f"its format is not {FORMAT!r}")
     kdf = _kdf(document["kdf"]) if "kdf" in document else None
@@ -125,7 +123,9 @@ def _kdf(value: object) -> Kdf:
         raise Damaged("kdf: name is not 'scrypt'")
     n, r, p = (_integer(fields[name], f"kdf: {name}") for name in ("n", "r", "p"))
     if n < MIN_SCRYPT_N or n & (n - 1) or r < MIN_SCRYPT_R:
-        raise Damaged(f"kdf: n is no power of two from {MIN_SCRYPT_N}, or r less than {MIN_SCRYPT_R}")
+        raise Damaged(
+            f"kdf: n must be a power of two from {MIN_SCRYPT_N}, r at least {MIN_SCRYPT_R}"
+        )
     if 128 * n * r * p > MAX_SCRYPT_COST:
         raise Damaged(f"kdf: it costs more than {MAX_SCRYPT_COST >> 20} MiB to evaluate")
     return Kdf(_decoded(fields["salt"], SALT_BYTES, "kdf: salt"), n, r, p)

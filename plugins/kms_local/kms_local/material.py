@@ -6,9 +6,11 @@ data: it cannot pass for another version, another key or another store.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Final
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
@@ -21,14 +23,8 @@ TAG_BYTES: Final = 16
 
 def derive(passphrase: Secret, kdf: Kdf) -> bytearray:
     """The sealing key; slow and memory-hungry on purpose."""
-    try:
-        text = passphrase.reveal().encode("utf-8")
-    except UnicodeEncodeError:
-        text = None
-    if text is None:  # raised out here, because the codec's error carries the passphrase along
-        raise AccessDenied("the passphrase is not Unicode text; check where it comes from")
     scrypt = Scrypt(salt=kdf.salt, length=KEY_BYTES, n=kdf.n, r=kdf.r, p=kdf.p)
-    return bytearray(scrypt.derive(text))
+    return bytearray(scrypt.derive(_utf8(passphrase)))
 
 
 def seal(sealing_key: bytes | None, material: bytes, key_uri: str) -> bytes:
@@ -40,8 +36,24 @@ def seal(sealing_key: bytes | None, material: bytes, key_uri: str) -> bytes:
 
 
 def unseal(sealing_key: bytes | None, stored: bytes, key_uri: str) -> bytes:
-    """The material; raises ``cryptography.exceptions.InvalidTag`` under a wrong sealing key."""
+    """The material; raises ``InvalidTag`` (of ``cryptography``) under a wrong sealing key."""
     if sealing_key is None:
         return stored
     iv, sealed = stored[:IV_BYTES], stored[IV_BYTES:]
     return AESGCM(sealing_key).decrypt(iv, sealed, key_uri.encode("ascii"))
+
+
+def opens(sealing_key: bytes | None, stored: bytes, key_uri: str) -> bool:
+    """Whether the sealing key fits."""
+    try:
+        unseal(sealing_key, stored, key_uri)
+    except InvalidTag:
+        return False
+    return True
+
+
+def _utf8(passphrase: Secret) -> bytes:
+    with contextlib.suppress(UnicodeEncodeError):
+        return passphrase.reveal().encode("utf-8")
+    # Raised out here, because the codec's own error carries the passphrase along.
+    raise AccessDenied("the passphrase is not Unicode text; check where it comes from")

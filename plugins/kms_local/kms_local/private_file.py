@@ -58,19 +58,20 @@ def read(path: Path) -> tuple[Stamp, bytes]:
 def create(path: Path, data: bytes, *, owner: os.stat_result | None = None) -> None:
     """Write a new file, through to the disk; raises ``FileExistsError`` if there is one.
 
-    It belongs to ``owner``'s user and group, or to whoever runs this.  A failure leaves no file.
+    It belongs to the user and group of ``owner``, or to whoever runs this.  A failure leaves
+    nothing behind.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            if owner is not None and Stamp.owner(owner) != Stamp.owner(os.fstat(descriptor)):
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+            if owner is not None and _owner(owner) != _owner(os.fstat(descriptor)):
+                os.fchown(descriptor, *_owner(owner))
             file.write(data)
             file.flush()
             os.fsync(descriptor)
         _sync_directory(path.parent)
     except BaseException:
-        path.unlink()
+        path.unlink(missing_ok=True)
         raise
 
 
@@ -82,7 +83,7 @@ def replace(path: Path, data: bytes) -> None:
     try:
         fresh.replace(target)
     except BaseException:
-        fresh.unlink()
+        fresh.unlink(missing_ok=True)
         raise
     _sync_directory(target.parent)
 
@@ -110,7 +111,7 @@ def _lock(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | _WITHOUT_WAITING)
         try:
             _flock(descriptor)
-            current = os.path.samestat(os.fstat(descriptor), os.stat(path))
+            current = os.path.samestat(os.fstat(descriptor), path.stat())
         except BaseException:
             os.close(descriptor)
             raise
@@ -123,6 +124,10 @@ def _flock(descriptor: int) -> None:
     import fcntl  # POSIX only
 
     fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _owner(status: os.stat_result) -> tuple[int, int]:
+    return status.st_uid, status.st_gid
 
 
 def _check(path: Path, status: os.stat_result) -> None:

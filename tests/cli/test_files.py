@@ -1,0 +1,166 @@
+"""Reading and writing: whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from kms_core.cli import files
+from kms_core.errors import InvalidRequest, RewrapConflict
+from kms_core.header import MAX_CAPSULE_BYTES, MAX_PLAINTEXT_BYTES
+
+TOO_LARGE = InvalidRequest("too large")
+posix = pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_limits_fit_what_the_core_takes() -> None:
+    """Whatever the core can seal can be read, and so can the text form of the result."""
+    assert files.MAX_PLAINTEXT_BYTES == MAX_PLAINTEXT_BYTES
+    assert (MAX_PLAINTEXT_BYTES + 2 * MAX_CAPSULE_BYTES) * 4 // 3 < files.MAX_ENVELOPE_BYTES
+
+
+def test_reading_stops_at_the_limit(folder: Path) -> None:
+    """The limit itself is fine, one byte more is not."""
+    path = folder / "x"
+    path.write_bytes(b"123")
+    assert files.read(path, limit=3, too_large=TOO_LARGE) == b"123"
+    with pytest.raises(InvalidRequest, match="too large"):
+        files.read(path, limit=2, too_large=TOO_LARGE)
+
+
+def test_closed_standard_streams_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``kms seal <&-`` is an error of the system like any other."""
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(OSError, match="standard input") as raised:
+        files.read(None, limit=1, too_large=TOO_LARGE)
+    assert raised.value.errno == errno.EBADF
+
+
+@posix
+def test_new_file_has_the_usual_mode_unless_private(folder: Path) -> None:
+    """Envelopes may be read by whom the umask allows, plaintext by its owner only."""
+    old = os.umask(0o022)
+    try:
+        files.replace(folder / "envelope", b"x")
+        files.replace(folder / "plaintext", b"x", private=True)
+    finally:
+        os.umask(old)
+    assert (_mode(folder / "envelope"), _mode(folder / "plaintext")) == (0o644, 0o600)
+
+
+@posix
+def test_existing_file_keeps_its_mode(folder: Path) -> None:
+    """Its owner has decided who may read it."""
+    path = folder / "x"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    files.replace(path, b"new", private=True)
+    assert (path.read_bytes(), _mode(path)) == (b"new", 0o640)
+
+
+@posix
+def test_links_are_followed(folder: Path) -> None:
+    """A link stays one, and what it leads to is replaced."""
+    (folder / "real").write_bytes(b"old")
+    (folder / "link").symlink_to("real")
+    files.replace(folder / "link", b"new")
+    assert (folder / "link").is_symlink()
+    assert (folder / "real").read_bytes() == b"new"
+
+
+@posix
+def test_pipes_and_devices_are_written_to(folder: Path) -> None:
+    """Renaming a file over a device would be the end of the device."""
+    fifo, received = folder / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
+    reader.start()
+    files.replace(fifo, b"new")
+    reader.join()
+    assert received == [b"new"]
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "pathlib.Path.replace"])
+def test_failure_leaves_the_old_content_and_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A full disk or a failed rename is as if nothing had been tried; the error names the file."""
+    path = folder / "x"
+    path.write_bytes(b"old")
+
+    def fail(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "elsewhere")
+
+    monkeypatch.setattr(step, fail)
+    with pytest.raises(OSError, match="No space left") as raised:
+        files.replace(path, b"new")
+    assert raised.value.filename == str(path)
+    assert [entry.name for entry in folder.iterdir()] == ["x"]
+    assert path.read_bytes() == b"old"
+
+
+def test_refusal_before_the_rename_changes_nothing(folder: Path) -> None:
+    """The last moment at which a caller may find that somebody else was faster."""
+    path = folder / "x"
+    path.write_bytes(b"old")
+
+    def refuse() -> None:
+        raise RewrapConflict("changed")
+
+    with pytest.raises(RewrapConflict):
+        files.replace(path, b"new", before_rename=refuse)
+    assert [entry.name for entry in folder.iterdir()] == ["x"]
+
+
+def test_interrupt_while_writing_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is a failure like any other."""
+
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace(folder / "x", b"new")
+    with pytest.raises(KeyboardInterrupt):
+        files.write_new(folder / "y", b"new", 0o644)
+    assert list(folder.iterdir()) == []
+
+
+def test_new_file_overwrites_nothing(folder: Path) -> None:
+    """Not even what appeared a moment ago."""
+    path = folder / "x"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        files.write_new(path, b"new", 0o644)
+    assert path.read_bytes() == b"old"
+
+
+@posix
+def test_owner_is_kept_where_that_is_permitted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root rewraps a user's file without taking it; others cannot, and go on."""
+    path, asked = folder / "x", []
+    path.write_bytes(b"old")
+
+    def give_away(_descriptor: int, uid: int, gid: int) -> None:
+        asked.append((uid, gid))
+        raise PermissionError
+
+    monkeypatch.setattr("os.fchown", give_away)
+    files.replace(path, b"new")
+    assert asked == [(path.stat().st_uid, path.stat().st_gid)]
+    assert path.read_bytes() == b"new"
