@@ -273,6 +273,8 @@ class EnvelopeInfo:
     suite: int
     key_id: str
     size: int
+    #: The length of the capsule: what follows it is the body.
+    capsule_bytes: int = 0
     stored_context: Context | None = None
     generation: int | None = None
     threshold: int | None = None
@@ -330,6 +332,7 @@ def inspect(data: bytes | bytearray | memoryview | str) -> EnvelopeInfo:
         suite=capsule.suite,
         key_id=capsule.key_id.hex(),
         size=len(envelope),
+        capsule_bytes=length,
         stored_context=described.stored_context if described else None,
         generation=capsule.generation,
         threshold=capsule.threshold,

@@ -569,12 +569,18 @@ class Router:
         """
         return self._ask(list(self.relays), work, seconds)
 
+    def _prepare(self, relays: Iterable[Relay]) -> None:
+        """Load the SDKs that are not loaded yet, outside anybody's time.  Failures show later."""
+        cold = [relay.workers.submit(relay.prepare) for relay in relays if not relay.prepared]
+        wait(cold, self.policy.deadline)
+
     def _ask(
         self, names: Sequence[str], work: Callable[[Relay], T], seconds: float
     ) -> dict[str, tuple[T | KMSError, float]]:
+        relays = [self.relays[name] for name in names]
+        self._prepare(relays)
         deadline = Deadline(self._clock, seconds)
         started = self._clock()
-        relays = [self.relays[name] for name in names]
         pending: dict[str, Future[T | KMSError]] = {
             relay.name: relay.workers.submit(_bind(relay, work)) for relay in relays
         }

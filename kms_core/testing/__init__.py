@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from kms_core.testing.memory import MemoryProvider as MemoryProvider
     from kms_core.testing.memory import MemorySettings as MemorySettings
     from kms_core.testing.memory import MemoryStore as MemoryStore
+    from kms_core.testing.servers import AwsServer as AwsServer
+    from kms_core.testing.servers import Gate as Gate
 
 _HOME = {
     "conformance": ("ProviderConformance",),
@@ -40,6 +42,7 @@ _HOME = {
     ),
     "hooks": ("call", "marked_hooks"),
     "memory": ("MemoryProvider", "MemorySettings", "MemoryStore"),
+    "servers": ("AwsServer", "Gate"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

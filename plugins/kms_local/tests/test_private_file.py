@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,18 +108,22 @@ def test_the_content_is_on_disk_before_the_name(
 ) -> None:
     """A power cut after the rename cannot find an empty file: sync, rename, sync the directory."""
     private_file.create(path, b"old")
-    steps = []
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: steps.append("sync"))
+    steps: list[str] = []
     renamed = Path.replace
+
+    def sync(descriptor: int) -> None:
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        steps.append("sync directory" if is_directory else "sync file")
 
     def rename(old: Path, new: Path) -> None:
         steps.append("rename")
         renamed(old, new)
 
+    monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", rename)
     private_file.replace(path, b"new")
-    assert steps[0] == "sync"
-    assert steps[-2:] == ["rename", "sync"]
+    assert steps[0] == "sync file"
+    assert steps[-2:] == ["rename", "sync directory"]
 
 
 @posix

@@ -391,6 +391,14 @@ def test_a_store_works_after_closing(sealed: KeyStore) -> None:
     assert _same(cipher, sealed.version("default", 1))
 
 
+def test_closing_does_not_reach_into_a_use_under_way(sealed: KeyStore) -> None:
+    """Each use has a copy of the sealing key: wiping the kept one zeroes no key that seals."""
+    copy = sealed._sealing_key(sealed.read())
+    sealed.close()
+    assert copy is not None
+    assert any(copy)
+
+
 def test_a_key_wiped_in_mid_use_seals_nothing(sealed: KeyStore) -> None:
     """A sealing key of zeros fits no version, so nothing is written under it."""
     sealed.unlock()
