@@ -23,10 +23,10 @@ from kms_core.errors import (
     KMSError,
     NoMatchingRecipient,
 )
-from kms_core.header import MAX_CAPSULE_BYTES, MAX_SCOPE_BYTES
+from kms_core.header import MAX_CAPSULE_BYTES, MAX_SCOPE_BYTES, check_scope
 from kms_core.observe import Observers
 from kms_core.plugins import Found, Plugins
-from kms_core.relay import Emit, Relay
+from kms_core.relay import Emit, Relay, domain_of
 from kms_core.routing import Quorum, Router
 from kms_core.settings import InstanceConfig, Settings
 from kms_core.types import (
@@ -351,9 +351,13 @@ class Kms:
             options.setdefault("attempt_timeout", self._settings.calls.attempt_timeout)
         provider_settings = config.structure(cls.settings, options, where, raw)
         try:
-            return cls(provider_settings), str(provider_settings.key)
-        except ValueError as exc:
-            raise ConfigError(f"{where}: {exc}") from exc
+            provider = cls(provider_settings)
+            domain_of(provider, provider.key_uri)
+        except ConfigError:
+            raise
+        except Exception as exc:
+            raise ConfigError(f"{where}: the provider cannot be built: {exc!r}") from exc
+        return provider, str(provider_settings.key)
 
     def _breaker_reporter(self, name: str) -> Callable[[BreakerState], None]:
         return lambda state: self._emit(Event("breaker", state, instance=name))
@@ -375,13 +379,18 @@ class Kms:
     def _scope(self, supplied: Context, stored: Context | None) -> Context:
         """The context entries that go to the services as well."""
         names = self._settings.envelope.key_context
-        effective = {**(stored or {}), **supplied}
+        stored = stored or Context()
+        effective = {**stored, **supplied}
+        if any(effective[name] != value for name, value in stored.items()):
+            raise InvalidRequest("context and stored_context disagree about an entry")
         lacking = [name for name in names if name not in effective]
         if lacking:
             raise InvalidRequest(
                 f"the context lacks {', '.join(lacking)}, which envelope.key_context asks for"
             )
-        return Context({name: effective[name] for name in names})
+        scope = Context({name: effective[name] for name in names})
+        check_scope(scope)
+        return scope
 
     def _check_open(self) -> None:
         if self._closed:
@@ -416,12 +425,10 @@ def _envelope(sealed: Data | str) -> bytes:
 
 
 def _context(pairs: ContextLike) -> Context:
-    if isinstance(pairs, Context):
-        return pairs
     if pairs is not None and not isinstance(pairs, Mapping):
         raise InvalidRequest(f"a context is a mapping of strings, not {type(pairs).__name__}")
-    context = Context(pairs)
-    if any(key.startswith(RESERVED_PREFIX) for key in context):
+    context = pairs if isinstance(pairs, Context) else Context(pairs)
+    if context.reserved:
         raise InvalidRequest(f"context names starting with {RESERVED_PREFIX!r} are reserved")
     return context
 

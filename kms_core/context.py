@@ -24,24 +24,29 @@ class Context(Mapping[str, str]):
     is applied: equal means equal code points.
     """
 
-    __slots__ = ("_hash", "_pairs", "encoded")
-
-    #: The canonical bytes.
-    encoded: bytes
+    __slots__ = ("_encoded", "_pairs")
 
     def __init__(self, pairs: Mapping[str, str] | None = None, /) -> None:
         self._pairs: dict[str, str] = dict(pairs or {})
-        self.encoded = _encode(self._pairs)
-        self._hash = hash(self.encoded)
+        self._encoded = _encode(self._pairs)
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Parse canonical bytes; raises ``FormatError`` unless they are the one valid encoding."""
         context = cls.__new__(cls)
         context._pairs = _decode(data)
-        context.encoded = bytes(data)
-        context._hash = hash(context.encoded)
+        context._encoded = bytes(data)
         return context
+
+    @property
+    def encoded(self) -> bytes:
+        """The canonical bytes."""
+        return self._encoded
+
+    @property
+    def reserved(self) -> bool:
+        """Whether it uses a name that only the core may use."""
+        return any(key.startswith(RESERVED_PREFIX) for key in self._pairs)
 
     def __getitem__(self, key: str) -> str:
         return self._pairs[key]
@@ -54,14 +59,17 @@ class Context(Mapping[str, str]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Context):
-            return self.encoded == other.encoded
+            return self._encoded == other._encoded
         return self._pairs == other
 
     def __hash__(self) -> int:
-        return self._hash
+        return hash(self._encoded)
 
     def __repr__(self) -> str:
         return f"Context({', '.join(self._pairs)})"  # names only: values may be personal data
+
+    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, str]]]:
+        return type(self), (self._pairs,)
 
 
 def _encode(pairs: Mapping[str, str]) -> bytes:

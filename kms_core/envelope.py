@@ -18,7 +18,13 @@ from attrs import evolve, frozen
 
 from kms_core.aead import DEK_BYTES, Keys
 from kms_core.context import Context
-from kms_core.errors import FormatError, IntegrityError, InvalidCiphertext, InvalidRequest
+from kms_core.errors import (
+    FormatError,
+    IntegrityError,
+    InvalidCiphertext,
+    InvalidRequest,
+    UnsupportedVersion,
+)
 from kms_core.header import (
     BODY_KINDS,
     EXT_DROP_IF_UNKNOWN,
@@ -96,11 +102,17 @@ def new_capsule(
         missing=tuple(missing),
         created=created,
     )
-    if missing:
-        room = sum(room_for(uri) for uri in missing)
-        total = len(capsule.unsigned()) + MAC_BYTES + _EXTENSION_FRAMING + room
-        capsule = capsule.padded_to(total)
-    return sign_capsule(capsule, keys)
+    return sign_capsule(_with_room(capsule), keys)
+
+
+def _with_room(capsule: Capsule, at_least: int = 0) -> Capsule:
+    """Padded to ``at_least`` bytes, and so far that every missing wrap can be added in place."""
+    if not capsule.missing:
+        return capsule.padded_to(at_least)
+    room = sum(room_for(uri) for uri in capsule.missing)
+    bare = evolve(capsule, padding=None)
+    total = len(bare.unsigned()) + MAC_BYTES + _EXTENSION_FRAMING + room
+    return bare.padded_to(max(total, at_least))
 
 
 def room_for(key_uri: str) -> int:
@@ -130,6 +142,8 @@ def unlock(capsule_bytes: bytes, unwrap: Unwrap, keep_dek: bytearray | None = No
     ``keep_dek`` receives the DEK itself, which only a rewrap needs; its owner wipes it.
     """
     capsule = parse_capsule(capsule_bytes)
+    if capsule.threshold > 1:
+        raise UnsupportedVersion("envelopes with a threshold are not supported by this version")
     unsigned, mac = capsule_bytes[:-MAC_BYTES], capsule_bytes[-MAC_BYTES:]
 
     def accept(dek: bytes | bytearray) -> Keys:
@@ -159,6 +173,8 @@ def seal_message(
     random: Random = os.urandom,
 ) -> bytes:
     """M under a fresh subkey: the message without its capsule."""
+    if stored_context is not None and stored_context.reserved:
+        raise InvalidRequest("the stored context uses a reserved name")
     if len(plaintext) > MAX_PLAINTEXT_BYTES:
         raise InvalidRequest(
             f"a one-shot message holds at most {MAX_PLAINTEXT_BYTES} bytes, not {len(plaintext)}"
@@ -173,6 +189,8 @@ def seal_message(
 
 def open_message(keys: Keys, header: MessageHeader, message: bytes, context: Context) -> bytes:
     """The plaintext of M; raises ``IntegrityError`` unless everything authenticates."""
+    if header.suite != keys.suite or header.key_id != keys.key_id:  # no tag covers them
+        raise IntegrityError
     aead = keys.one_shot(header.kind, header.salt)
     return aead.decrypt(header.iv, message[header.size :], _aad(header, context))
 
@@ -233,11 +251,13 @@ def rewrap_capsule(
     A wrap replaces an earlier one under the same key URI.  The length stays the same where the
     padding allows.  Raises ``InvalidRequest`` if no recipient would be left, or at 2^31 rewraps.
     """
+    if capsule.threshold > 1:
+        raise UnsupportedVersion("envelopes with a threshold are not supported by this version")
     if capsule.generation >= MAX_GENERATION:
         raise InvalidRequest("this data key was rewrapped too often: re-encrypt the data")
     replaced = {wrap.key_uri for wrap in added} | set(removed)
     kept = [recipient for recipient in capsule.recipients if recipient.key_uri not in replaced]
-    recipients = (*kept, *map(_recipient, added))
+    recipients = (*kept, *{wrap.key_uri: _recipient(wrap) for wrap in added}.values())
     if not recipients:
         raise InvalidRequest("a rewrap must leave at least one recipient")
     new = evolve(
@@ -247,7 +267,7 @@ def rewrap_capsule(
         missing=tuple(missing),
         unknown=tuple(item for item in capsule.unknown if not item[0] & EXT_DROP_IF_UNKNOWN),
     )
-    return sign_capsule(new.padded_to(len(capsule_bytes)), keys)
+    return sign_capsule(_with_room(new, len(capsule_bytes)), keys)
 
 
 # --- without a key -------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ class Recipient:
     wrap_alg: int
     blob: bytes = field(repr=False)
     share_index: int = 0
+    #: Tells a good share from a bad one; empty without a threshold.
+    share_check: bytes = b""
 
 
 @frozen
@@ -74,7 +76,6 @@ class Capsule:
     scope: Context
     recipients: tuple[Recipient, ...]
     missing: tuple[str, ...] = ()
-    share_checks: tuple[bytes, ...] = ()
     created: int | None = None
     #: ``None``: no padding extension.
     padding: int | None = None
@@ -89,9 +90,8 @@ class Capsule:
     def unsigned(self) -> bytes:
         """The bytes that the MAC covers; raises ``InvalidRequest`` if a limit would be exceeded."""
         check_scope(self.scope)
-        recipients = sorted(
-            self.recipients, key=lambda recipient: encode_key_uri(recipient.key_uri)
-        )
+        self._check_recipients()
+        recipients = sorted(self.recipients, key=lambda recipient: _reference(recipient.key_uri))
         body = b"".join(
             (
                 self.generation.to_bytes(4, "big"),
@@ -99,34 +99,45 @@ class Capsule:
                 _u16(self.scope.encoded),
                 bytes((len(recipients),)),
                 *(_recipient_bytes(recipient) for recipient in recipients),
-                _extension_bytes(self._extensions()),
+                _extension_bytes(self._extensions(recipients)),
             )
         )
         total = 8 + len(body) + MAC_BYTES
-        if total > MAX_CAPSULE_BYTES or len(recipients) > MAX_RECIPIENTS:
-            raise InvalidRequest(
-                f"a capsule takes at most {MAX_RECIPIENTS} recipients and {MAX_CAPSULE_BYTES} "
-                f"bytes; this one has {len(recipients)} and {total}"
-            )
+        if total > MAX_CAPSULE_BYTES:
+            raise InvalidRequest(f"a capsule takes at most {MAX_CAPSULE_BYTES} bytes, not {total}")
         head = bytes((MAGIC, KIND_CAPSULE, self.suite, self.threshold))
         return head + total.to_bytes(4, "big") + body
 
     def padded_to(self, total: int) -> Capsule:
-        """The same capsule filled up to ``total`` bytes where the padding extension can do that."""
+        """The same capsule filled up to ``total`` bytes, as far as the format allows."""
         bare = evolve(self, padding=None)
-        room = total - len(bare.unsigned()) - MAC_BYTES - 4
+        room = min(total, MAX_CAPSULE_BYTES) - len(bare.unsigned()) - MAC_BYTES - 4
         return evolve(self, padding=room) if room >= 0 else bare
 
-    def _extensions(self) -> list[tuple[int, bytes]]:
+    def _check_recipients(self) -> None:
+        count = len(self.recipients)
+        if not 1 <= count <= MAX_RECIPIENTS or not 1 <= self.threshold <= count:
+            raise InvalidRequest(
+                f"a capsule takes 1 to {MAX_RECIPIENTS} recipients and at least as many as its "
+                f"threshold; this one has {count} and threshold {self.threshold}"
+            )
+        for recipient in self.recipients:
+            if not 1 <= len(recipient.blob) <= MAX_BLOB_BYTES:
+                raise InvalidRequest(f"a wrapped key takes 1 to {MAX_BLOB_BYTES} bytes")
+            if not 0 <= recipient.wrap_alg <= 0xFFFF:
+                raise InvalidRequest(f"{recipient.wrap_alg} is not the number of an algorithm")
+
+    def _extensions(self, recipients: Sequence[Recipient]) -> list[tuple[int, bytes]]:
         extensions = list(self.unknown)
         if self.padding is not None:
             extensions.append((EXT_PADDING, bytes(self.padding)))
-        if self.share_checks:
-            extensions.append((EXT_SHARE_CHECKS, b"".join(self.share_checks)))
+        if self.threshold > 1:
+            checks = b"".join(recipient.share_check for recipient in recipients)
+            extensions.append((EXT_SHARE_CHECKS, checks))
         if self.created is not None:
             extensions.append((EXT_CREATED, self.created.to_bytes(8, "big")))
         if self.missing:
-            uris = sorted({encode_key_uri(uri) for uri in self.missing})
+            uris = sorted({_reference(uri) for uri in self.missing})
             extensions.append((EXT_MISSING, b"".join(map(_u16, uris))))
         return sorted(extensions)
 
@@ -144,7 +155,16 @@ def check_scope(scope: Context) -> None:
 
 
 def _u16(data: bytes) -> bytes:
+    if len(data) > 0xFFFF:
+        raise InvalidRequest(f"{len(data)} bytes do not fit into one field of a capsule")
     return len(data).to_bytes(2, "big") + data
+
+
+def _reference(key_uri: str) -> bytes:
+    try:
+        return encode_key_uri(key_uri)
+    except FormatError as exc:
+        raise InvalidRequest(str(exc)) from exc
 
 
 def _recipient_bytes(recipient: Recipient) -> bytes:
@@ -152,13 +172,15 @@ def _recipient_bytes(recipient: Recipient) -> bytes:
         (
             recipient.wrap_alg.to_bytes(2, "big"),
             bytes((recipient.share_index,)),
-            _u16(encode_key_uri(recipient.key_uri)),
+            _u16(_reference(recipient.key_uri)),
             _u16(recipient.blob),
         )
     )
 
 
 def _extension_bytes(extensions: Sequence[tuple[int, bytes]]) -> bytes:
+    if len(extensions) > 0xFF:
+        raise InvalidRequest(f"a capsule takes at most 255 extensions, not {len(extensions)}")
     parts = [bytes((len(extensions),))]
     parts += (number.to_bytes(2, "big") + _u16(value) for number, value in extensions)
     return b"".join(parts)
@@ -234,17 +256,15 @@ def parse_capsule(data: bytes) -> Capsule:
     extensions = _parse_extensions(cursor)
     if not cursor.exhausted:
         raise FormatError("the capsule holds stray bytes")
+    checks = _parse_share_checks(extensions.get(EXT_SHARE_CHECKS), threshold, len(recipients))
     return Capsule(
         suite,
         threshold,
         generation,
         commitment,
         scope,
-        recipients,
+        tuple(map(_with_check, recipients, checks)),
         missing=_parse_missing(extensions.get(EXT_MISSING)),
-        share_checks=_parse_share_checks(
-            extensions.get(EXT_SHARE_CHECKS), threshold, len(recipients)
-        ),
         created=_parse_created(extensions.get(EXT_CREATED)),
         padding=_parse_padding(extensions.get(EXT_PADDING)),
         unknown=tuple(
@@ -319,13 +339,17 @@ def _parse_share_checks(value: bytes | None, threshold: int, count: int) -> tupl
     if (value is not None) != (threshold > 1):
         raise FormatError("share checks contradict the threshold")
     if value is None:
-        return ()
+        return (b"",) * count
     if len(value) != count * SHARE_CHECK_BYTES:
         raise FormatError("there is not one share check for each recipient")
     return tuple(
         value[start : start + SHARE_CHECK_BYTES]
         for start in range(0, len(value), SHARE_CHECK_BYTES)
     )
+
+
+def _with_check(recipient: Recipient, check: bytes) -> Recipient:
+    return evolve(recipient, share_check=check)
 
 
 def _parse_created(value: bytes | None) -> int | None:
@@ -390,6 +414,6 @@ def parse_context_block(data: bytes, offset: int) -> tuple[Context, int]:
     if length > MAX_CONTEXT_BYTES or start + length > len(data):
         raise FormatError("the stored context is cut short or too long")
     stored = Context.decode(bytes(data[start : start + length]))
-    if any(key.startswith(RESERVED_PREFIX) for key in stored):
+    if stored.reserved:
         raise FormatError("the stored context uses a reserved name")
     return stored, start + length

@@ -67,7 +67,11 @@ def discover() -> Iterator[Found]:
         if name in seen:  # shadowed by an earlier entry of sys.path, as imports would be
             continue
         seen.add(name)
-        for entry in distribution.entry_points:
+        try:
+            entries = distribution.entry_points
+        except Exception:  # noqa: BLE001, S112  what a stranger installed badly stops nobody
+            continue
+        for entry in entries:
             if match := _GROUP.fullmatch(entry.group):
                 yield Found(entry.name, name, distribution.version, int(match[1]), entry.load)
 
@@ -239,7 +243,8 @@ def _check_signature(name: str, function: Callable[..., Any], options: Mapping[s
 
 
 def _check_module(module: ModuleType) -> None:
-    for name, _, options in _hookimpls(module):
+    for attribute, _, options in _hookimpls(module):
+        name = options.get("specname") or attribute
         if hasattr(ProviderSpec, name) and not options.get("wrapper"):
             raise Invalid(f"{name} at module level must be a wrapper; providers are classes")
         if name == "kms_event" and options.get("wrapper"):
@@ -255,7 +260,12 @@ def _check_provider(provider: type[Provider]) -> None:
         raise Invalid(f"{label}.type_name must be lower-case letters, digits and hyphens")
     _check_attributes(provider, label)
     _check_hooks(provider, ProviderSpec)
-    implemented = {name: function for name, function, _ in _hookimpls(provider)}
+    implemented = {}
+    for name, function, options in _hookimpls(provider):
+        if options.get("wrapper") or options.get("specname"):
+            raise Invalid(f"{label}.{name} must be an implementation under its own name")
+        if hasattr(ProviderSpec, name):  # else an optional hook of a newer contract
+            implemented[name] = function
     for name in REQUIRED_HOOKS:
         if name not in implemented:
             raise Invalid(f"{label} has no {name} marked with @hookimpl")
@@ -277,9 +287,8 @@ def _check_attributes(provider: type[Provider], label: str) -> None:
     protection = getattr(provider, "protection", None)
     if not isinstance(protection, property) and protection not in PROTECTIONS:
         raise Invalid(f"{label}.protection must be one of {', '.join(PROTECTIONS)}")
-    for name in ("key_uri", "match"):
-        if not hasattr(provider, name):
-            raise Invalid(f"{label} has no {name}")
+    if not callable(getattr(provider, "match", None)):
+        raise Invalid(f"{label} has no method match")
 
 
 def _arguments(function: Callable[..., Any]) -> set[str]:

@@ -6,10 +6,11 @@ comes back is checked; whatever is raised leaves as a ``KMSError`` naming instan
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import pluggy
 from attrs import evolve
@@ -34,7 +35,8 @@ from kms_core.workers import Workers
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
-DATA_KEY_BYTES = 32
+DATA_KEY_BYTES: Final = 32
+_NO_REQUEST: Final = frozenset({"close", "domain", "match", "prepare"})  # told only if they fail
 
 
 class Relay:
@@ -86,8 +88,7 @@ class Relay:
         """The failure and trust domain that a wrap under ``key_uri`` belongs to."""
         if self._domain is not None:
             return self._domain
-        tell = getattr(self.provider, "domain", None)
-        return self.info.provider if tell is None else str(tell(key_uri))
+        return self._guard("domain", lambda: domain_of(self.provider, key_uri), key_uri)
 
     def may_hold(self, key_uri: str, wrap_alg: int) -> bool:
         """Whether asking ``match`` makes sense; costs nothing."""
@@ -112,113 +113,140 @@ class Relay:
 
     def match(self, key_uri: str) -> str | None:
         """The key id to decrypt with, or ``None`` if the URI names no key of this instance."""
-        key_id = self._guard("match", lambda: self.provider.match(key_uri), key_uri)
-        if key_id is not None and not isinstance(key_id, str):
-            raise self._bug("match", f"returned {type(key_id).__name__}")
-        return key_id
+
+        def match() -> str | None:
+            key_id = self.provider.match(key_uri)
+            return None if key_id is None else _is_a(str)(self, key_id)
+
+        return self._guard("match", match, key_uri)
 
     def encrypt(self, plaintext: bytes | bytearray, context: Context) -> Ciphertext:
         """Wrap under the configured key."""
-        ciphertext = self._invoke(
-            "encrypt", Ciphertext, key_id=self._key, plaintext=plaintext, context=context
+        return self._invoke(
+            "encrypt",
+            _check_ciphertext,
+            key_id=self._key,
+            plaintext=plaintext,
+            context=context,
         )
-        return self._checked("encrypt", ciphertext)
 
     def decrypt(self, key_id: str, ciphertext: Ciphertext, context: Context) -> bytes | bytearray:
         """Unwrap with a key id that ``match`` returned."""
-        kinds: tuple[type[bytes | bytearray], ...] = (bytes, bytearray)
         return self._invoke(
-            "decrypt", *kinds, key_id=key_id, ciphertext=ciphertext, context=context
+            "decrypt", _check_plaintext, key_id=key_id, ciphertext=ciphertext, context=context
         )
 
     def generate_data_key(self, context: Context) -> DataKey:
         """A data key made by the provider itself."""
-        data_key = self._invoke("generate_data_key", DataKey, key_id=self._key, context=context)
-        if len(data_key.plaintext) != DATA_KEY_BYTES:
-            raise self._bug("generate_data_key", "returned a key of another length than 32 bytes")
-        ciphertext = self._checked("generate_data_key", data_key.ciphertext)
-        return evolve(data_key, ciphertext=ciphertext)
+        return self._invoke("generate_data_key", _check_data_key, key_id=self._key, context=context)
 
     def health(self) -> Health:
         """The provider's own answer about the configured key."""
-        return self._invoke("health", Health, key_id=self._key)
+        return self._invoke("health", _is_a(Health), key_id=self._key)
 
     def describe_key(self) -> KeyInfo:
         """What the service tells about the configured key."""
-        return self._invoke("describe_key", KeyInfo, key_id=self._key)
+        return self._invoke("describe_key", _is_a(KeyInfo), key_id=self._key)
 
     def rotate_key(self) -> KeyInfo:
         """Make a new version of the configured key primary."""
-        return self._invoke("rotate_key", KeyInfo, key_id=self._key)
+        return self._invoke("rotate_key", _is_a(KeyInfo), key_id=self._key)
 
     def close(self) -> None:
         """Let the provider go.  What it raises then is of no use to anybody."""
         self.workers.close()
         close = getattr(self.provider, "close", None)
         if close is not None:
-            try:
-                close()
-            except Exception as exc:  # noqa: BLE001  isolation: the others must close as well
-                self._report("close", self._bug("close", f"raised {type(exc).__name__}"), 0.0)
+            with contextlib.suppress(KMSError):  # reported; the others must close as well
+                self._guard("close", close)
 
-    def _invoke(self, operation: str, *expected: type[T], **arguments: Any) -> T:
+    def _invoke(self, operation: str, check: Callable[[Relay, object], T], **arguments: Any) -> T:
         """Call a hook of the provider, inside its wrappers, and check what comes back."""
+        ciphertext = arguments.get("ciphertext")
+        key = ciphertext.key_uri if ciphertext else self.key_uri
         if not self.supports(operation):
             raise self._annotate(
-                UnsupportedOperation(f"provider {self.info.provider} has no {operation}"), operation
+                UnsupportedOperation(f"provider {self.info.provider} has no {operation}"),
+                operation,
+                key,
             )
         hook = getattr(self._manager.hook, operation)
-
-        def call() -> T:
-            result = hook(instance=self.info, **arguments)
-            if not isinstance(result, expected):
-                raise self._bug(operation, f"returned {type(result).__name__}")
-            return result
-
-        ciphertext = arguments.get("ciphertext")
-        return self._guard(operation, call, ciphertext.key_uri if ciphertext else self.key_uri)
+        return self._guard(
+            operation, lambda: check(self, hook(instance=self.info, **arguments)), key
+        )
 
     def _guard(self, operation: str, call: Callable[[], T], key: str | None = None) -> T:
         """Run provider code: time it, tell observers, let nothing but a ``KMSError`` out."""
         started = self._clock()
-        error: KMSError | None = None
         try:
-            return call()
+            result = call()
         except KMSError as exc:
-            error = self._annotate(exc, operation, key)
+            self._failed(operation, exc, started, key)
             raise
-        except Exception as exc:
-            error = self._bug(operation, f"raised {type(exc).__name__}")
-            raise error from exc
-        finally:
-            if error is not None or operation not in {"match", "prepare"}:
-                self._report(operation, error, self._clock() - started, key)
+        except (Exception, SystemExit) as exc:
+            bug = ProviderBug(f"raised {type(exc).__name__}")
+            self._failed(operation, bug, started, key)
+            raise bug from exc
+        if operation not in _NO_REQUEST:
+            self._report(operation, "ok", started, key)
+        return result
 
-    def _report(
-        self, operation: str, error: KMSError | None, seconds: float, key: str | None = None
-    ) -> None:
-        outcome = "ok" if error is None else error.code
+    def _failed(self, operation: str, error: KMSError, started: float, key: str | None) -> None:
+        self._report(operation, self._annotate(error, operation, key).code, started, key)
+
+    def _report(self, operation: str, outcome: str, started: float, key: str | None) -> None:
+        seconds = self._clock() - started
         self._emit(Event(operation, outcome, instance=self.name, seconds=seconds, key_uri=key))
 
-    def _annotate(self, error: KMSError, operation: str, key: str | None = None) -> KMSError:
+    def _annotate(self, error: KMSError, operation: str, key: str | None) -> KMSError:
         error.instance, error.operation, error.key = self.name, operation, key
         error.correlation_id = correlation_id.get()
         return error
 
-    def _bug(self, operation: str, what: str) -> KMSError:
-        return self._annotate(ProviderBug(what), operation)
 
-    def _checked(self, operation: str, ciphertext: Ciphertext) -> Ciphertext:
-        """What would be written into an envelope must be readable from one."""
-        if not 1 <= len(ciphertext.data) <= MAX_WRAPPED_BYTES:
-            raise self._bug(operation, f"returned {len(ciphertext.data)} bytes of ciphertext")
-        try:
-            encode_key_uri(ciphertext.key_uri)
-        except FormatError as exc:
-            raise self._bug(operation, f"returned a malformed key URI: {exc}") from exc
-        if not self.may_hold(ciphertext.key_uri, ciphertext.wrap_alg):
-            raise self._bug(operation, "returned a key URI or wrap_alg that is not its own")
-        return evolve(ciphertext, data=bytes(ciphertext.data), instance=self.name)
+def domain_of(provider: Provider, key_uri: str) -> str:
+    """What the provider says, or its type where it does not say."""
+    tell = getattr(provider, "domain", None)
+    return provider.type_name if tell is None else str(tell(key_uri))
+
+
+def _is_a(kind: type[T]) -> Callable[[Relay, object], T]:
+    def check(_: Relay, result: object) -> T:
+        if not isinstance(result, kind):
+            raise ProviderBug(f"returned {type(result).__name__}")
+        return result
+
+    return check
+
+
+def _check_plaintext(_: Relay, result: object) -> bytes | bytearray:
+    if not isinstance(result, bytes | bytearray):
+        raise ProviderBug(f"returned {type(result).__name__}")
+    return result
+
+
+def _check_data_key(relay: Relay, result: object) -> DataKey:
+    data_key = _is_a(DataKey)(relay, result)
+    if len(_check_plaintext(relay, data_key.plaintext)) != DATA_KEY_BYTES:
+        raise ProviderBug("returned a key of another length than 32 bytes")
+    return evolve(data_key, ciphertext=_check_ciphertext(relay, data_key.ciphertext))
+
+
+def _check_ciphertext(relay: Relay, result: object) -> Ciphertext:
+    """What would be written into an envelope must be readable from one."""
+    ciphertext = _is_a(Ciphertext)(relay, result)
+    data = _check_plaintext(relay, ciphertext.data)
+    if not isinstance(ciphertext.key_uri, str) or not isinstance(ciphertext.wrap_alg, int):
+        raise ProviderBug("returned a ciphertext with fields of the wrong type")
+    if not 1 <= len(data) <= MAX_WRAPPED_BYTES:
+        raise ProviderBug(f"returned {len(data)} bytes of ciphertext")
+    try:
+        encode_key_uri(ciphertext.key_uri)
+    except FormatError as exc:
+        raise ProviderBug(f"returned a malformed key URI: {exc}") from exc
+    if not relay.may_hold(ciphertext.key_uri, ciphertext.wrap_alg):
+        raise ProviderBug("returned a key URI or wrap_alg that is not its own")
+    return evolve(ciphertext, data=bytes(data), instance=relay.name)
 
 
 def _manager(

@@ -272,7 +272,6 @@ def test_a_copy_is_equal() -> None:
         assert hash(twin) == hash(context)
 
 
-@pytest.mark.xfail(strict=True, reason="a pickle carries the hash of the process that made it")
 def test_a_context_from_another_process_hashes_like_an_equal_one() -> None:
     """Hashes of bytes differ between processes, so that a stored one is worthless elsewhere."""
     script = (
@@ -292,7 +291,6 @@ def test_a_context_from_another_process_hashes_like_an_equal_one() -> None:
         assert hash(context) == hash(Context({"a": "1"}))
 
 
-@pytest.mark.xfail(strict=True, reason="the canonical bytes can be assigned to")
 def test_the_canonical_bytes_cannot_be_replaced() -> None:
     """A context is immutable: its bytes always are those of its pairs."""
     context = Context({"a": "1"})

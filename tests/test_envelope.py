@@ -566,7 +566,6 @@ def test_a_foreign_key_id_in_the_message_is_refused() -> None:
             open_envelope(capsule + message[:3] + key_id + message[19:], CONTEXT, never)
 
 
-@pytest.mark.xfail(strict=True, reason="open_message leaves the key id to its callers")
 def test_a_message_is_opened_only_by_the_key_it_names() -> None:
     """The key id is in no tag, so that whoever has keys at hand must compare it."""
     keys = Keys(DEK, SCOPE)
@@ -635,8 +634,10 @@ EDITS: dict[str, Callable[[Capsule], Capsule]] = {
     "threshold": lambda value: evolve(
         value,
         threshold=2,
-        recipients=tuple(evolve(r, share_index=i) for i, r in enumerate(value.recipients, 1)),
-        share_checks=(bytes(16), bytes(16)),
+        recipients=tuple(
+            evolve(r, share_index=i, share_check=bytes(16))
+            for i, r in enumerate(value.recipients, 1)
+        ),
     ),
 }
 
@@ -730,7 +731,6 @@ def test_the_dek_is_kept_only_for_those_who_ask_and_only_if_it_is_right() -> Non
     assert not_kept == b""
 
 
-@pytest.mark.xfail(strict=True, reason="services are asked for shares as if they were the DEK")
 def test_a_threshold_that_is_not_supported_is_refused_before_any_key_service() -> None:
     """Shares are wrapped under contexts of their own: asking with another one is in vain."""
     value = Capsule(
@@ -739,8 +739,10 @@ def test_a_threshold_that_is_not_supported_is_refused_before_any_key_service() -
         0,
         Keys(DEK, SCOPE).commitment,
         SCOPE,
-        (Recipient("a:1", WRAP_ALG, b"a", 1), Recipient("b:1", WRAP_ALG, b"b", 2)),
-        share_checks=(bytes(16), bytes(16)),
+        (
+            Recipient("a:1", WRAP_ALG, b"a", 1, bytes(16)),
+            Recipient("b:1", WRAP_ALG, b"b", 2, bytes(16)),
+        ),
     )
     sealed = sign_capsule(value, Keys(DEK, SCOPE)) + seal_message(Keys(DEK, SCOPE), b"", CONTEXT)
 
@@ -830,7 +832,6 @@ def test_a_message_is_at_most_64_mebibytes() -> None:
         seal_message(Keys(DEK, SCOPE), bytes(MAX_PLAINTEXT_BYTES + 1), CONTEXT)
 
 
-@pytest.mark.xfail(strict=True, reason="reserved names are checked by the reader alone")
 def test_a_reserved_name_is_not_stored() -> None:
     """What no reader takes must not be written: the plaintext would be lost."""
     with pytest.raises(InvalidRequest):
@@ -904,7 +905,6 @@ def test_missing_recipients_are_recorded_with_room_for_them() -> None:
     assert value.generation == 2
 
 
-@pytest.mark.xfail(strict=True, raises=(InvalidRequest, OverflowError), reason="room is not capped")
 @pytest.mark.parametrize("length", [200, 1000])
 def test_room_for_missing_recipients_never_prevents_a_capsule(length: int) -> None:
     """Room is a convenience of later repairs: where not all of it fits, there is less of it."""
@@ -1007,7 +1007,7 @@ def test_recipients_after_a_rewrap(
         for recipient in after.recipients
     )
     assert set(after.missing) == missing
-    assert len(rewrapped) == len(capsule)
+    assert (len(rewrapped) > len(capsule)) if missing else (len(rewrapped) == len(capsule))
     assert hmac.compare_digest(rewrapped[-32:], KEYS.capsule_mac(rewrapped[:-32]))
 
 
@@ -1061,7 +1061,6 @@ def test_a_data_key_is_rewrapped_two_billion_times_at_most() -> None:
             rewrap(evolve(last, generation=generation))
 
 
-@pytest.mark.xfail(strict=True, raises=FormatError, reason="a rewrap does not join them")
 def test_two_wraps_added_under_one_key_are_one_recipient() -> None:
     """As in a new capsule: two instances may reach one key by two endpoints."""
     capsule = new_capsule(KEYS, [Ciphertext(b"1", ONE)])
@@ -1081,8 +1080,7 @@ def test_shares_are_not_rewrapped_as_if_they_were_the_dek() -> None:
         0,
         KEYS.commitment,
         SCOPE,
-        tuple(Recipient(f"a:{number}", WRAP_ALG, b"s", number) for number in (1, 2, 3)),
-        share_checks=(bytes(16),) * 3,
+        tuple(Recipient(f"a:{n}", WRAP_ALG, b"s", n, bytes(16)) for n in (1, 2, 3)),
     )
     capsule = sign_capsule(value, KEYS)
 

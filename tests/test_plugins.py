@@ -335,9 +335,7 @@ class DoubleStar(Complete):
 
 class UnknownArgument(Complete):
     @hookimpl
-    def decrypt(
-        self, key_id: str, ciphertext: Ciphertext, contxt: Context
-    ) -> bytes:
+    def decrypt(self, key_id: str, ciphertext: Ciphertext, contxt: Context) -> bytes:
         return b""
 
 
