@@ -59,20 +59,22 @@ class Kms:
         self,
         settings: Settings,
         *,
+        observe: Callable[[Event], None] | None = None,
         plugins: Iterable[Found] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Load what the settings name; raises ``ConfigError`` or ``PluginError``, asks no service.
 
-        ``plugins``, ``clock`` and ``sleep`` are for tests.
+        ``observe`` is told every event, as the observers of plugins are; ``plugins``, ``clock`` and
+        ``sleep`` are for tests.
         """
         self._settings = settings
         self._plugins = Plugins(plugins)
         self._clock = clock
         self._closed = False
         self._emit: Emit
-        relays = self._build_relays()
+        relays = self._build_relays(() if observe is None else (observe,))
         self._router = Router(relays, settings.calls, clock=clock, sleep=sleep)
         policy = settings.envelope
         self._quorum = Quorum(
@@ -312,7 +314,7 @@ class Kms:
 
     # --- building --------------------------------------------------------------------------------
 
-    def _build_relays(self) -> dict[str, Relay]:
+    def _build_relays(self, watchers: Sequence[Callable[[Event], None]]) -> dict[str, Relay]:
         settings = self._settings
         providers = {
             name: self._build_provider(name, instance)
@@ -321,7 +323,7 @@ class Kms:
         for name in settings.plugins:
             self._plugins.require(name, f"{settings.raw.source}: plugins")
         modules = self._plugins.modules(first=settings.plugins)
-        self._emit = Observers(modules).emit
+        self._emit = Observers(modules, *watchers).emit
         relays = {}
         for name, (provider, key) in providers.items():
             instance = settings.instances[name]

@@ -7,7 +7,7 @@ the logger ``kms_core``; what is routine is DEBUG, what somebody should look at 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Final
 
@@ -25,7 +25,10 @@ _ROUTINE: Final = frozenset({"ok", "closed"})
 class Observers:
     """The observers of one client."""
 
-    def __init__(self, modules: Mapping[str, ModuleType]) -> None:
+    def __init__(
+        self, modules: Mapping[str, ModuleType], *watchers: Callable[[Event], None]
+    ) -> None:
+        self._watchers = watchers
         # one manager each: a broadcast would stop at the first observer that raises
         self._managers = {
             name: _manager(name, module)
@@ -37,13 +40,19 @@ class Observers:
         """Tell everybody; never raises."""
         event = evolve(event, correlation_id=event.correlation_id or correlation_id.get())
         for name, manager in self._managers.items():
-            try:
-                manager.hook.kms_event(event=event)
-            except Exception as exc:  # noqa: BLE001  isolation is the job
-                _log.warning("observer %s raised %s", name, type(exc).__name__)
+            _tell(name, lambda manager=manager: manager.hook.kms_event(event=event))
+        for watcher in self._watchers:
+            _tell(repr(watcher), lambda watcher=watcher: watcher(event))
         level = logging.DEBUG if event.outcome in _ROUTINE else logging.WARNING
         if _log.isEnabledFor(level):
             _log.log(level, "%s", _sentence(event), extra={"kms_event": event})
+
+
+def _tell(name: str, tell: Callable[[], object]) -> None:
+    try:
+        tell()
+    except Exception as exc:  # noqa: BLE001  isolation is the job
+        _log.warning("observer %s raised %s", name, type(exc).__name__)
 
 
 def _manager(name: str, module: ModuleType) -> pluggy.PluginManager:

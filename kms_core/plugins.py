@@ -87,10 +87,14 @@ class Plugins:
         self._reasons: dict[str, str] = {}
         self._needed: set[str] = set()
 
-    def require(self, name: str, what: str) -> Loaded:
-        """Load a plugin that ``what`` needs; raises ``PluginError`` with the reason."""
+    def need(self, name: str) -> None:
+        """Load a plugin if that can be done; its state tells."""
         self._needed.add(name)
         self._load(name)
+
+    def require(self, name: str, what: str) -> Loaded:
+        """Load a plugin that ``what`` needs; raises ``PluginError`` with the reason."""
+        self.need(name)
         if name not in self._loaded:
             info = self._describe(name)
             raise PluginError(f"{what} needs plugin {name!r}, which is {info.state}: {info.reason}")

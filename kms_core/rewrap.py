@@ -64,7 +64,8 @@ def rewrap(envelope: bytes, router: Router, intent: Intent) -> Rewrapped:
     failed = {attempt.instance for attempt in failures}
     if failed & set(intent.add) or (failures and not added and not plan.removed):
         raise AllInstancesFailed("nothing was changed: no wrap could be added", failures)
-    still_missing = tuple(name for name in plan.targets if name in failed)
+    now_held = {str(wrap.instance) for wrap in added}
+    still_missing = tuple(name for name in plan.lacking if name not in now_held)
     missing = (*plan.foreign_missing, *(router.relays[name].key_uri for name in still_missing))
     if not added and not plan.removed and set(missing) == set(capsule.missing):
         return Rewrapped(envelope, still_missing, ())
@@ -77,6 +78,8 @@ def rewrap(envelope: bytes, router: Router, intent: Intent) -> Rewrapped:
 @frozen
 class _Plan:
     targets: tuple[str, ...]
+    #: Instances that should hold the data key and do not, before anything is added.
+    lacking: tuple[str, ...]
     removed: frozenset[str]
     #: Recorded as missing by the writer, and no instance of this configuration.
     foreign_missing: tuple[str, ...]
@@ -92,10 +95,28 @@ def _plan(capsule: Capsule, router: Router, intent: Intent) -> _Plan:
     holders = router.holders([*present, *capsule.missing], list(router.relays))
     held = {name: uris & set(present) for name, uris in holders.items()}
     removed = frozenset().union(*(_to_remove(item, present, held) for item in intent.remove))
-    lacking = [name for name in intent.recipients if not held.get(name)] if intent.repair else []
-    targets = dict.fromkeys(name for name in (*intent.add, *lacking) if name not in intent.remove)
+    lacking = [
+        name
+        for name in intent.recipients
+        if not held.get(name)
+        and name not in intent.remove
+        and (intent.repair or _recorded(router, name, holders, capsule.missing))
+    ]
+    targets = dict.fromkeys((*intent.add, *(lacking if intent.repair else ())))
     ours = {relay.key_uri for relay in router.relays.values()}.union(*holders.values())
-    return _Plan(tuple(targets), removed, tuple(uri for uri in capsule.missing if uri not in ours))
+    return _Plan(
+        tuple(targets),
+        tuple(lacking),
+        removed,
+        tuple(uri for uri in capsule.missing if uri not in ours),
+    )
+
+
+def _recorded(
+    router: Router, name: str, holders: dict[str, set[str]], missing: Sequence[str]
+) -> bool:
+    """Whether the writer recorded this instance as missing."""
+    return not {router.relays[name].key_uri, *holders.get(name, ())}.isdisjoint(missing)
 
 
 def _to_remove(item: str, present: Sequence[str], held: dict[str, set[str]]) -> set[str]:

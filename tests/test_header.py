@@ -559,7 +559,7 @@ def _recipients(count: int) -> tuple[Recipient, ...]:
 )
 def test_a_writer_refuses_what_no_reader_takes(value: Capsule) -> None:
     """Too many recipients or bytes are the caller's mistake, and nothing is written."""
-    with pytest.raises(InvalidRequest, match="1 to 32 recipients|at most 65536 bytes"):
+    with pytest.raises(InvalidRequest, match=r"1 to 32 recipients|at most 65536 bytes"):
         value.unsigned()
 
 

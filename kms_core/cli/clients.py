@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from kms_core.cli import configuration
 from kms_core.cli.exits import say
 from kms_core.cli.options import Invocation
 from kms_core.client import Kms
-from kms_core.hookspecs import API_VERSION, hookimpl
-from kms_core.plugins import Found, discover
 from kms_core.settings import Settings
 from kms_core.types import Event
-
-_WITNESS: Final = "kms_core.cli"  # no provider type and no entry point is spelt like this
 
 
 @frozen
@@ -56,17 +50,6 @@ class Witness:
     def _wraps(self) -> list[Event]:
         return [event for event in self.events if event.operation == "encrypt"]
 
-    def as_plugin(self) -> Found:
-        """Itself in the form in which a client takes observers."""
-
-        @hookimpl
-        def kms_event(event: Event) -> None:
-            self.events.append(event)
-
-        module = ModuleType(_WITNESS)
-        vars(module)[kms_event.__name__] = kms_event
-        return Found(_WITNESS, "kms-core", "", API_VERSION, lambda: module)
-
 
 @contextmanager
 def connect(invocation: Invocation) -> Iterator[tuple[Kms, Witness]]:
@@ -74,8 +57,7 @@ def connect(invocation: Invocation) -> Iterator[tuple[Kms, Witness]]:
     raw = configuration.find(invocation.config)
     settings = Settings.from_raw(raw)
     witness = Witness()
-    observed = evolve(settings, plugins=(*settings.plugins, _WITNESS))
-    with Kms(observed, plugins=[*discover(), witness.as_plugin()]) as kms:
+    with Kms(settings, observe=witness.events.append) as kms:
         yield kms, witness
     if invocation.verbose:
         say(f"configuration: {raw.source}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import click
 import pluggy
 
+from kms_core.cli.helpful import HelpfulGroup
 from kms_core.errors import PluginError
 from kms_core.hookspecs import PROJECT, PluginSpec
 from kms_core.plugins import KNOWN_DISTRIBUTIONS, Plugins, discover
@@ -25,8 +26,6 @@ def is_plugin(name: str) -> bool:
 
 def commands_of(name: str) -> click.Group:
     """A group with the plugin's commands; raises ``PluginError`` if it is missing or broken."""
-    from kms_core.cli.group import HelpfulGroup
-
     module = Plugins().require(name, f"kms {name}").module
     group = HelpfulGroup(name, help=f"Commands of the plugin {name}.")
     manager = pluggy.PluginManager(PROJECT)

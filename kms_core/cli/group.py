@@ -19,6 +19,7 @@ import click
 from attrs import frozen
 
 from kms_core.cli.exits import MEANINGS, ExitCode, complaint, exit_code, say
+from kms_core.cli.helpful import HelpfulGroup
 from kms_core.cli.options import Invocation
 from kms_core.config import CONFIG_VARIABLE
 from kms_core.errors import KMSError
@@ -44,19 +45,6 @@ BUILTINS: Final[Mapping[str, Builtin]] = {
     "plugins": Builtin("kms_core.cli.status:plugins", "List the installed plugins."),
     "demo": Builtin("kms_core.cli.demo:demo", "Watch an outage pass, on servers of its own."),
 }
-
-
-class HelpfulGroup(click.Group):
-    """A group that explains itself, as a usage error, when no command is given."""
-
-    group_class = type  # groups made below it are of its class
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, but the same in all its versions when there are no arguments."""
-        if not args and not ctx.resilient_parsing:
-            click.echo(ctx.get_help(), err=True)
-            ctx.exit(ExitCode.USAGE)
-        return super().parse_args(ctx, args)
 
 
 class Commands(HelpfulGroup):

@@ -133,7 +133,7 @@ def test_elsewhere_than_posix_files_are_not_judged(
     """Mode bits say nothing there."""
     (folder / "kms.toml").write_text("")
     (folder / "kms.toml").chmod(0o666)
-    monkeypatch.setattr("kms_core.cli.configuration._JUDGES_MODES", value=False)
+    monkeypatch.setattr(configuration, "_JUDGES_MODES", value=False)
     assert _source() == "kms.toml"
 
 

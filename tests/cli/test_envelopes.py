@@ -198,7 +198,7 @@ def test_degraded_seal_to_stdout_names_no_file(kms: Run, papers: Path) -> None:
 
 
 def test_outage_of_one_service_is_not_noticed_when_opening(kms: Run, papers: Path) -> None:
-    """This is what it is all for."""
+    """Nobody has to do anything about it."""
     sealed = kms("seal", stdin=SECRET).out
     (papers / "east.decrypt").write_text("Unavailable")
     done = kms("open", stdin=sealed)
