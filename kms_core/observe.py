@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Final
 
@@ -40,9 +41,9 @@ class Observers:
         """Tell everybody; never raises."""
         event = evolve(event, correlation_id=event.correlation_id or correlation_id.get())
         for name, manager in self._managers.items():
-            _tell(name, lambda manager=manager: manager.hook.kms_event(event=event))
+            _tell(name, partial(manager.hook.kms_event, event=event))
         for watcher in self._watchers:
-            _tell(repr(watcher), lambda watcher=watcher: watcher(event))
+            _tell(repr(watcher), partial(watcher, event))
         level = logging.DEBUG if event.outcome in _ROUTINE else logging.WARNING
         if _log.isEnabledFor(level):
             _log.log(level, "%s", _sentence(event), extra={"kms_event": event})

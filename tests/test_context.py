@@ -296,4 +296,4 @@ def test_the_canonical_bytes_cannot_be_replaced() -> None:
     context = Context({"a": "1"})
 
     with pytest.raises(AttributeError):
-        context.encoded = b"\x00\x00"
+        context.encoded = b"\x00\x00"  # type: ignore[misc]
