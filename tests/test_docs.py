@@ -63,7 +63,7 @@ def folder_plugin(tmp_path: Path) -> Path:
     ((group, entries),) = project["project"]["entry-points"].items()
     lines = [f"{name} = {value}" for name, value in entries.items()]
     (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
-    (site / "kms_folder.py").write_text(block(README, "python", "# kms_folder.py"))
+    (site / "kms_folder.py").write_text(block(README, "python", '"""kms_folder.py'))
     return site
 
 

@@ -36,9 +36,7 @@ def read(source: Path | None, *, limit: int, too_large: KMSError) -> bytes:
 def write(target: Path | None, data: bytes, *, private: bool = False) -> None:
     """Write to a file as ``replace`` does, or to stdout for ``None``."""
     if target is None:
-        stream = _bytes_of(sys.stdout)
-        stream.write(data)
-        stream.flush()
+        _write_all(_bytes_of(sys.stdout), data)
     else:
         replace(target, data, private=private)
 
@@ -118,6 +116,17 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write_all(stream: BinaryIO, data: bytes) -> None:
+    """An unbuffered stdout (``python -u``) takes a part, and only says how much that was."""
+    rest = memoryview(data)
+    while rest:
+        written = stream.write(rest)
+        if not written:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), "standard output")
+        rest = rest[written:]
+    stream.flush()
 
 
 def _bytes_of(stream: TextIO | None) -> BinaryIO:
