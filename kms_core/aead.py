@@ -77,6 +77,14 @@ class Keys:
         mac.update(data)
         return mac.finalize()[:32]
 
+    def stream(self, header: bytes, context: Context) -> tuple[StreamKey, bytes]:
+        """The AEAD for a stream's segments, and its 32-byte commitment to key, header and context.
+
+        ``header`` is the fixed header with the context block, if it has one.
+        """
+        block = _expand(self._message, b"stream", header + context.encoded)
+        return StreamKey(block[:32]), block[32:]
+
     def one_shot(self, kind: int, salt: bytes) -> OneShot:
         """The AEAD for one-shot messages of this kind byte and salt."""
         return OneShot(_expand(self._message, b"oneshot", bytes((kind,)) + salt)[:32])
@@ -100,6 +108,31 @@ class OneShot:
             return self._aead.decrypt(iv, ciphertext, aad)
         except InvalidTag:
             raise IntegrityError from None
+
+
+class StreamKey:
+    """AES-256-GCM under one stream's key, between buffers that the caller owns."""
+
+    __slots__ = ("_aead",)
+
+    def __init__(self, key: bytes) -> None:
+        self._aead = AESGCM(key)
+
+    def encrypt_into(self, iv: bytes, chunk: memoryview, aad: bytes, into: memoryview) -> None:
+        """Fill ``into`` with ciphertext and tag."""
+        self._aead.encrypt_into(iv, chunk, aad, into)
+
+    def decrypt_into(self, iv: bytes, segment: memoryview, aad: bytes, into: memoryview) -> None:
+        """Fill ``into`` with plaintext; raises ``IntegrityError``, and what is in it is void."""
+        try:
+            self._aead.decrypt_into(iv, segment, aad, into)
+        except InvalidTag:
+            raise IntegrityError from None
+
+
+def share_check(share: bytes | bytearray) -> bytes:
+    """The 16 bytes by which a good share is told from a bad one."""
+    return _expand(_midstate(share), b"share", b"")[:16]
 
 
 def bind_context(plaintext: bytes | bytearray, context: Context) -> bytearray:

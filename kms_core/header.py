@@ -42,6 +42,11 @@ COMMITMENT_BYTES: Final = 32
 MAC_BYTES: Final = 32
 SUBKEY_PREFIX_BYTES: Final = 3 + KEY_ID_BYTES + SALT_BYTES
 MESSAGE_HEADER_BYTES: Final = SUBKEY_PREFIX_BYTES + IV_BYTES
+STREAM_SALT_BYTES: Final = 24
+STREAM_HEADER_BYTES: Final = 4 + KEY_ID_BYTES + STREAM_SALT_BYTES
+DEFAULT_SEGMENT_LOG2: Final = 18  # 256 KiB: within 2 % of the fastest, and fits a core's cache
+MIN_SEGMENT_LOG2: Final = 12
+MAX_SEGMENT_LOG2: Final = 22  # 4 MiB: the most a reader ever buffers
 
 EXT_PADDING: Final = 0x0000
 EXT_SHARE_CHECKS: Final = 0x0001
@@ -405,6 +410,51 @@ def parse_message_header(data: bytes) -> MessageHeader:
         stored_context=stored,
         size=size,
     )
+
+
+@frozen
+class StreamHeader:
+    """The head of a stream, up to its commitment."""
+
+    kind: int
+    suite: int
+    segment_log2: int
+    key_id: bytes
+    salt: bytes
+    stored_context: Context | None = None
+
+    @property
+    def segment_bytes(self) -> int:
+        """The plaintext bytes of every segment but the last."""
+        return 1 << self.segment_log2
+
+    def encode(self) -> bytes:
+        """The header's bytes, context block included."""
+        block = b"" if self.stored_context is None else _u16(self.stored_context.encoded)
+        head = bytes((MAGIC, self.kind, self.suite, self.segment_log2))
+        return head + self.key_id + self.salt + block
+
+
+def parse_stream_header(data: bytes) -> tuple[StreamHeader, int]:
+    """The header at the start of ``data``, and its length without the commitment."""
+    check_prefix(data, frozenset({KIND_STREAM, KIND_STREAM | STORES_CONTEXT}))
+    size, stored = STREAM_HEADER_BYTES, None
+    if len(data) < size:
+        raise FormatError("the stream is cut short")
+    if not MIN_SEGMENT_LOG2 <= data[3] <= MAX_SEGMENT_LOG2:
+        raise FormatError("the stream's segment size is out of bounds")
+    if data[1] & STORES_CONTEXT:
+        stored, size = parse_context_block(data, size)
+    salt_at = 4 + KEY_ID_BYTES
+    header = StreamHeader(
+        kind=data[1],
+        suite=data[2],
+        segment_log2=data[3],
+        key_id=bytes(data[4:salt_at]),
+        salt=bytes(data[salt_at:STREAM_HEADER_BYTES]),
+        stored_context=stored,
+    )
+    return header, size
 
 
 def parse_context_block(data: bytes, offset: int) -> tuple[Context, int]:

@@ -654,7 +654,8 @@ class _Race:
                 except InvalidCiphertext as exc:
                     self._bad += 1
                     self._record(call, exc)
-                except ServiceError as exc:
+                except (ServiceError, InvalidRequest, UnsupportedOperation) as exc:
+                    # what one instance cannot do with its wrap, another may with its own
                     self._record(call, exc)
                     self._skip(call.relay, exc)
         return None
@@ -723,7 +724,7 @@ class _Race:
             error.instance, error.operation = call.relay.name, call.operation
         self._failures.append(call.attempt(error, self._caller.clock()))
 
-    def _skip(self, relay: Relay, error: ServiceError) -> None:
+    def _skip(self, relay: Relay, error: KMSError) -> None:
         """Do not ask an instance again that is down, throttled or refused by its breaker."""
         if error.counts or isinstance(error, Throttled | BreakerOpen):
             self._waiting = [item for item in self._waiting if item[0] is not relay]

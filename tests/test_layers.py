@@ -20,8 +20,8 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "context", "types", "uri", "breaker"),
-    ("hookspecs", "aead", "header", "memory", "workers"),
-    ("plugins", "stream", "cache"),
+    ("hookspecs", "aead", "header", "memory", "shamir", "workers"),
+    ("plugins", "stream", "cache", "capsules", "offline", "policy"),
     ("relay", "envelope"),
     ("routing",),
     ("config", "observe", "rewrap", "health"),

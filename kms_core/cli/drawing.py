@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import click
@@ -45,11 +45,11 @@ def draw(*parts: RenderableType) -> None:
         click.echo(line.rstrip(), color=True)  # rich has decided about colour
 
 
-def table(*columns: str) -> Table:
-    """An empty table whose cells are folded, never cut."""
+def table(*columns: str, folding: Collection[str]) -> Table:
+    """An empty table; where it is too wide, the cells of the ``folding`` columns are folded."""
     drawn = Table(box=box.SIMPLE, pad_edge=False)
     for column in columns:
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(column, overflow="fold", no_wrap=column not in folding)
     return drawn
 
 

@@ -295,7 +295,7 @@ def _recipient_as_json(recipient: RecipientInfo) -> dict[str, Any]:
 def _draw(info: EnvelopeInfo) -> None:
     from kms_core.cli.drawing import cell, draw, facts, table
 
-    recipients = table("recipient", "key", "wrapped with")
+    recipients = table("recipient", "key", "wrapped with", folding=("key", "wrapped with"))
     for recipient in info.recipients:
         recipients.add_row(
             cell(recipient.provider), cell(recipient.key_uri), cell(_algorithm(recipient.wrap_alg))

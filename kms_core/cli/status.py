@@ -140,7 +140,7 @@ def _health_as_json(report: HealthReport) -> dict[str, Any]:
 def _health_table(report: HealthReport) -> RenderableType:
     from kms_core.cli.drawing import cell, table
 
-    drawn = table("instance", "state", "breaker", "latency", "reason")
+    drawn = table("instance", "state", "breaker", "latency", "reason", folding=("reason",))
     drawn.title = f"status: {report.status}"
     drawn.title_justify = "left"
     for name, instance in report.instances.items():
@@ -185,7 +185,10 @@ def _as_row(info: PluginInfo, needed: frozenset[str] | None) -> dict[str, Any]:
 def _draw_plugins(rows: Iterable[Mapping[str, Any]]) -> None:
     from kms_core.cli.drawing import cell, draw, table
 
-    drawn = table("plugin", "state", "needed", "distribution", "hooks", "reason")
+    drawn = table(
+        *("plugin", "state", "needed", "distribution", "hooks", "reason"),
+        folding=("hooks", "reason"),
+    )
     for row in rows:
         drawn.add_row(
             cell(row["name"]),

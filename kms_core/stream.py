@@ -1,0 +1,334 @@
+"""Segmented streams: bounded memory, random access, nothing released before it is authentic.
+
+A stream is cut into segments of 2^n bytes that authenticate one by one; each binds its index and
+whether it is the last, which is always short.  So a reader needs no look-ahead, sees at once where
+the stream was cut, and can start anywhere (docs/format.md, section 7).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from typing import IO, Any, Final, Self
+
+from kms_core.aead import IV_BYTES, TAG_BYTES, StreamKey, wipe
+from kms_core.errors import FormatError, IntegrityError, InvalidRequest
+
+MAX_SEGMENTS: Final = 1 << 30  # keeps random IVs under one key below a collision chance of 2^-37
+SEGMENT_OVERHEAD: Final = IV_BYTES + TAG_BYTES
+
+Random = Callable[[int], bytes]
+
+
+class SegmentSealer:
+    """Turns chunks into segments, in one reused buffer."""
+
+    def __init__(self, key: StreamKey, segment_bytes: int, random: Random = os.urandom) -> None:
+        self._key = key
+        self._random = random
+        self._out = memoryview(bytearray(segment_bytes + SEGMENT_OVERHEAD))
+
+    def seal(self, index: int, chunk: memoryview, *, final: bool) -> memoryview:
+        """The segment; valid until the next call."""
+        if index >= MAX_SEGMENTS:
+            raise InvalidRequest(f"a stream has at most {MAX_SEGMENTS} segments: use larger ones")
+        end = len(chunk) + SEGMENT_OVERHEAD
+        iv = self._random(IV_BYTES)
+        self._out[:IV_BYTES] = iv
+        self._key.encrypt_into(iv, chunk, segment_aad(index, final=final), self._out[IV_BYTES:end])
+        return self._out[:end]
+
+
+def segment_aad(index: int, *, final: bool) -> bytes:
+    """What a segment is bound to besides its key: where it belongs."""
+    return index.to_bytes(8, "big") + (b"\x01" if final else b"\x00")
+
+
+def open_segment(
+    key: StreamKey, index: int, segment: memoryview, into: memoryview, *, final: bool
+) -> int:
+    """Decrypt one segment into a buffer; the number of bytes.  ``into`` is zeroed on failure."""
+    size = len(segment) - SEGMENT_OVERHEAD
+    if size < 0 or index >= MAX_SEGMENTS:
+        raise IntegrityError
+    target = into[:size]
+    try:
+        key.decrypt_into(
+            bytes(segment[:IV_BYTES]), segment[IV_BYTES:], segment_aad(index, final=final), target
+        )
+    except IntegrityError:
+        target[:] = bytes(size)
+        raise
+    return size
+
+
+def plaintext_length(body_bytes: int, segment_bytes: int) -> int:
+    """The length of the plaintext of this many bytes of segments; ``IntegrityError`` if none."""
+    segments, last = divmod(body_bytes, segment_bytes + SEGMENT_OVERHEAD)
+    if last < SEGMENT_OVERHEAD or segments >= MAX_SEGMENTS:
+        raise IntegrityError
+    return segments * segment_bytes + last - SEGMENT_OVERHEAD
+
+
+def sealed_length(plaintext_bytes: int, segment_bytes: int) -> int:
+    """How many bytes of segments this much plaintext becomes."""
+    return plaintext_bytes + (plaintext_bytes // segment_bytes + 1) * SEGMENT_OVERHEAD
+
+
+class StreamWriter(io.RawIOBase):
+    """Encrypts what is written to it.  Only ``close`` (or leaving ``with`` normally) ends the stream.
+
+    Left through an exception, or forgotten, it writes no end: the stream then does not open.  The
+    destination is not closed.
+    """
+
+    def __init__(
+        self,
+        destination: IO[bytes],
+        key: StreamKey,
+        segment_bytes: int,
+        random: Random = os.urandom,
+    ) -> None:
+        super().__init__()
+        self._destination = destination
+        self._sealer = SegmentSealer(key, segment_bytes, random)
+        self._segment_bytes = segment_bytes
+        self._chunk = bytearray(segment_bytes)
+        self._filled = 0
+        self._index = 0
+        self._done = False
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Encrypt ``data``; all of it is taken."""
+        if self.closed or self._done:
+            raise ValueError("the sealing stream is closed")
+        view = memoryview(data).cast("B")
+        position = 0
+        if self._filled:
+            position = self._fill(view)
+            if self._filled == self._segment_bytes:
+                self._emit(memoryview(self._chunk), final=False)
+                self._filled = 0
+        while len(view) - position >= self._segment_bytes:  # whole segments are not copied
+            self._emit(view[position : position + self._segment_bytes], final=False)
+            position += self._segment_bytes
+        self._fill(view[position:])
+        return len(view)
+
+    def close(self) -> None:
+        """Write the last segment, without which the stream does not open."""
+        if not self._done and not self.closed:
+            self._done = True
+            self._emit(memoryview(self._chunk)[: self._filled], final=True)
+        self.abort()
+
+    def abort(self) -> None:
+        """Stop without ending the stream: what was written so far will not open."""
+        self._done = True
+        wipe(self._chunk)
+        super().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        self.abort()  # io's own would end the stream as if it were complete
+
+    def _fill(self, view: memoryview) -> int:
+        taken = min(len(view), self._segment_bytes - self._filled)
+        self._chunk[self._filled : self._filled + taken] = view[:taken]
+        self._filled += taken
+        return taken
+
+    def _emit(self, chunk: memoryview, *, final: bool) -> None:
+        write_all(self._destination, self._sealer.seal(self._index, chunk, final=final))
+        self._index += 1
+
+
+def write_all(destination: IO[bytes], data: memoryview) -> None:
+    """Write everything, also to raw files, which may take less at a time."""
+    while data:
+        written = destination.write(data)
+        if written is None:
+            raise BlockingIOError("the destination does not block, and cannot take more now")
+        data = data[written:]
+
+
+class StreamReader(io.BufferedIOBase):
+    """Decrypts as it is read; seekable where the source is.
+
+    Raises ``IntegrityError`` for anything altered, reordered or cut short, before a byte of the
+    segment in question is returned.  The first seek authenticates the length.  The source is not
+    closed.
+    """
+
+    def __init__(self, source: IO[bytes], key: StreamKey, segment_bytes: int) -> None:
+        """``source`` stands where the segments start."""
+        super().__init__()
+        self._source = source
+        self._key = key
+        self._segment_bytes = segment_bytes
+        self._stride = segment_bytes + SEGMENT_OVERHEAD
+        self._base = source.tell() if source.seekable() else None
+        self._cipher = memoryview(bytearray(self._stride))
+        self._plain = bytearray(segment_bytes)
+        self._loaded: int | None = None  # the segment whose plaintext is at hand
+        self._size = 0  # of that plaintext
+        self._final = False  # whether it is the last one
+        self._next = 0  # the segment that the source stands at
+        self._position = 0
+        self._length: int | None = None
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether the source is."""
+        return self._base is not None
+
+    def tell(self) -> int:
+        """The position in the plaintext."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a position in the plaintext, after the length was authenticated."""
+        if self._base is None:
+            raise io.UnsupportedOperation("the source cannot seek")
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.length()}[whence]
+        if start + offset < 0:
+            raise ValueError("a negative position")
+        self._position = start + offset
+        return self._position
+
+    def length(self) -> int:
+        """The length of the plaintext, proved by its last segment."""
+        if self._base is None:
+            raise io.UnsupportedOperation("the length of a source that cannot seek is not known")
+        if self._length is None:
+            body = self._source.seek(0, io.SEEK_END) - self._base
+            length = plaintext_length(body, self._segment_bytes)
+            self._next = -1  # wherever it was, the source is elsewhere now
+            self._load(length // self._segment_bytes)
+            if not self._final:
+                raise IntegrityError
+            self._length = length
+        return self._length
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` bytes, all that is left by default; ``b""`` at the authenticated end."""
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self.read(self._segment_bytes), b""))
+        parts = []
+        while size and (part := self._available()):
+            parts.append(bytes(part[:size]))
+            self._position += len(parts[-1])
+            size -= len(parts[-1])
+        return b"".join(parts)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """What one segment has, at most ``size`` bytes."""
+        part = self._available()
+        data = bytes(part if size < 0 else part[:size])
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill ``buffer``; whole segments are decrypted straight into it."""
+        target = memoryview(buffer).cast("B")
+        filled = 0
+        while filled < len(target):
+            size = self._direct(target[filled:])
+            if size is None:
+                part = self._available()[: len(target) - filled]
+                size = len(part)
+                target[filled : filled + size] = part
+            if not size:
+                break
+            self._position += size
+            filled += size
+        return filled
+
+    def close(self) -> None:
+        """Forget the plaintext at hand."""
+        wipe(self._plain)
+        self._loaded = None
+        super().close()
+
+    def _available(self) -> memoryview:
+        """The plaintext at the position, as far as its segment goes; empty at the end."""
+        if self.closed:
+            raise ValueError("the opening stream is closed")
+        if self._length is not None and self._position >= self._length:
+            return memoryview(b"")
+        index, offset = divmod(self._position, self._segment_bytes)
+        if index != self._loaded:
+            if self._final and self._loaded is not None and index > self._loaded:
+                return memoryview(b"")
+            self._load(index)
+        return memoryview(self._plain)[offset : self._size]
+
+    def _direct(self, target: memoryview) -> int | None:
+        """Decrypt the segment at the position into ``target`` if all of it goes there."""
+        index, offset = divmod(self._position, self._segment_bytes)
+        if offset or len(target) < self._segment_bytes or index == self._loaded or self._at_end():
+            return None
+        segment = self._fetch(index)
+        final = len(segment) < self._stride
+        size = open_segment(self._key, index, segment, target, final=final)
+        self._final = final
+        if final:
+            self._length = index * self._segment_bytes + size
+        return size
+
+    def _at_end(self) -> bool:
+        return self._length is not None and self._position >= self._length
+
+    def _load(self, index: int) -> None:
+        self._loaded = None
+        segment = self._fetch(index)
+        final = len(segment) < self._stride
+        self._size = open_segment(self._key, index, segment, memoryview(self._plain), final=final)
+        self._loaded, self._final = index, final
+        if final:
+            self._length = index * self._segment_bytes + self._size
+
+    def _fetch(self, index: int) -> memoryview:
+        """Read one segment's bytes; fewer than a whole one is the last, or the stream is cut."""
+        if index != self._next:
+            if self._base is None:
+                raise io.UnsupportedOperation("the source cannot seek")
+            self._source.seek(self._base + index * self._stride)
+        size = read_full(self._source, self._cipher)
+        self._next = index + 1
+        return self._cipher[:size]
+
+
+def read_full(source: IO[bytes], buffer: memoryview) -> int:
+    """Fill ``buffer`` as far as the source goes; the number of bytes."""
+    readinto = getattr(source, "readinto", None)
+    filled = 0
+    while filled < len(buffer):
+        if readinto is not None:
+            size = readinto(buffer[filled:])
+        else:
+            data = source.read(len(buffer) - filled)
+            size = len(data)
+            buffer[filled : filled + size] = data
+        if size is None:
+            raise BlockingIOError("the source does not block, and has nothing now")
+        if not size:
+            break
+        filled += size
+    return filled
