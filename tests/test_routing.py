@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -59,6 +60,7 @@ AT_ONCE = Quorum(domains=1, straggler_wait=0.0)
 OPENS_AT_ONCE = BreakerPolicy(failure_threshold=1, timeouts_in_a_row=1)
 DOWN = raising(Unavailable, "down")
 MOMENT = Duration(0.05)  # where real time has to pass
+WHILE = Duration(0.5)  # the same where somebody else has to answer within it
 
 
 def services(*names: str) -> dict[str, Faulty]:
@@ -214,9 +216,11 @@ def test_a_quorum_counts_domains_not_instances() -> None:
 def test_a_quorum_that_succeeded_calls_do_not_meet_is_refused_without_attempts() -> None:
     """Configured aliases may turn out to be keys of one domain."""
     made = services("a", "b")
-    with router_for(made, domain="one") as router:
-        with pytest.raises(PolicyDenied, match="1 of 2 domains"):
-            wrap(router, evolve(ANY, domains=2))
+    with (
+        router_for(made, domain="one") as router,
+        pytest.raises(PolicyDenied, match="1 of 2 domains"),
+    ):
+        wrap(router, evolve(ANY, domains=2))
 
 
 def test_a_configured_domain_overrides_the_providers() -> None:
@@ -364,9 +368,11 @@ def test_attempts_are_bounded() -> None:
     made, clock = services("a"), Clock()
     made["a"].always("encrypt", DOWN)
     options = {"clock": clock, "sleep": clock.sleep}
-    with router_for(made, policy=retrying(3), options=options) as router:
-        with pytest.raises(AllInstancesFailed) as caught:
-            wrap(router)
+    with (
+        router_for(made, policy=retrying(3), options=options) as router,
+        pytest.raises(AllInstancesFailed) as caught,
+    ):
+        wrap(router)
     assert made["a"].count("encrypt") == 3
     assert failed(caught.value) == [("a", Unavailable)]
 
@@ -387,9 +393,12 @@ def test_a_pause_that_would_outlast_the_deadline_is_not_made() -> None:
     made, clock = services("a"), Clock()
     made["a"].always("encrypt", raising(Throttled, "quota", retry_after=31.0))
     options = {"clock": clock, "sleep": clock.sleep}
-    with router_for(made, policy=retrying(5), options=options) as router:
-        with pytest.raises(AllInstancesFailed, match="quota"):
-            wrap(router)
+    with (
+        router_for(made, policy=retrying(5), options=options) as router,
+        pytest.raises(AllInstancesFailed) as caught,
+    ):
+        wrap(router)
+    assert failed(caught.value) == [("a", Throttled)]
     assert made["a"].count("encrypt") == 1
     assert clock.slept == []
 
@@ -409,9 +418,11 @@ def test_what_will_not_pass_is_not_tried_again(kind: type[ServiceError]) -> None
     made, clock = services("a"), Clock()
     made["a"].always("encrypt", raising(kind, "no"))
     options = {"clock": clock, "sleep": clock.sleep}
-    with router_for(made, policy=retrying(5), options=options) as router:
-        with pytest.raises(AllInstancesFailed):
-            wrap(router)
+    with (
+        router_for(made, policy=retrying(5), options=options) as router,
+        pytest.raises(AllInstancesFailed),
+    ):
+        wrap(router)
     assert made["a"].count("encrypt") == 1
 
 
@@ -431,9 +442,11 @@ def test_each_attempt_asks_the_breaker() -> None:
     made, clock = services("a"), Clock()
     made["a"].always("encrypt", DOWN)
     options = {"clock": clock, "sleep": clock.sleep}
-    with router_for(made, policy=retrying(5), options=options, breaker=OPENS_AT_ONCE) as router:
-        with pytest.raises(AllInstancesFailed):
-            wrap(router)
+    with (
+        router_for(made, policy=retrying(5), options=options, breaker=OPENS_AT_ONCE) as router,
+        pytest.raises(AllInstancesFailed),
+    ):
+        wrap(router)
     assert made["a"].count("encrypt") == 1
 
 
@@ -462,8 +475,9 @@ def test_an_attempt_that_had_its_time_counts() -> None:
     policy = hurried(attempt_timeout=MOMENT)
     with hanging() as hang, router_for(made, policy=policy, breaker=OPENS_AT_ONCE) as router:
         made["a"].always("encrypt", hang.fault)
-        with pytest.raises(AllInstancesFailed, match=r"a\.encrypt: no answer within 0\.\d s"):
+        with pytest.raises(AllInstancesFailed) as caught:
             wrap(router)
+        assert re.search(r"a\.encrypt: no answer within \d\.\d s", str(caught.value))
         assert router.relays["a"].breaker.state == "open"
 
 
@@ -566,6 +580,8 @@ def test_an_instance_with_an_open_breaker_comes_last() -> None:
         KeyDisabled,
         ProviderBug,
         InvalidCiphertext,
+        InvalidRequest,
+        UnsupportedOperation,
     ],
 )
 def test_the_first_failure_brings_in_the_next_at_once(kind: type[KMSError]) -> None:
@@ -643,13 +659,12 @@ def test_only_one_instance_is_asked_where_only_one_is_meant() -> None:
     assert counts(made, "decrypt") == {"a": 0, "b": 1}
 
 
-@pytest.mark.parametrize("kind", [PolicyDenied, InvalidRequest])
-def test_a_refusal_is_final(kind: type[KMSError]) -> None:
+def test_a_refusal_is_final() -> None:
     """What one recipient must not do, another must not do either."""
     made = services("a", "b")
-    made["a"].always("decrypt", raising(kind, "no"))
+    made["a"].always("decrypt", raising(PolicyDenied, "no"))
     with router_for(made, breaker=OPENS_AT_ONCE) as router:
-        with pytest.raises(kind):
+        with pytest.raises(PolicyDenied):
             unwrap(router, wraps_of(router))
         assert router.relays["a"].breaker.state == "closed"
     assert counts(made, "decrypt") == {"a": 1, "b": 0}
@@ -721,9 +736,11 @@ def test_a_deadline_that_has_passed_asks_nobody() -> None:
             self.advance(100)
             return self.now
 
-    with router_for(made, options={"clock": Leaping()}) as router:
-        with pytest.raises(DeadlineExceeded, match="before any instance"):
-            unwrap(router, wraps_of(router))
+    with (
+        router_for(made, options={"clock": Leaping()}) as router,
+        pytest.raises(DeadlineExceeded, match="before any instance"),
+    ):
+        unwrap(router, wraps_of(router))
     assert made["a"].count("decrypt") == 0
 
 
@@ -744,7 +761,7 @@ def test_all_silent_ends_at_the_deadline() -> None:
 def test_a_silent_one_that_had_its_time_counts_and_the_next_is_asked() -> None:
     """A time-out is a failure like any other."""
     made = services("a", "b")
-    policy = hurried(attempt_timeout=MOMENT, deadline=Duration(2.0))
+    policy = hurried(attempt_timeout=WHILE, deadline=Duration(2.5))
     with hanging() as hang, router_for(made, policy=policy, breaker=OPENS_AT_ONCE) as router:
         made["a"].always("decrypt", hang.fault)
         assert unwrap(router, wraps_of(router)) == DEK
@@ -951,10 +968,11 @@ def test_a_loser_that_never_answers_counts_as_a_time_out_at_the_next_call() -> N
         assert unwrap(router, wraps) == DEK
         clock.advance(2.9)
         assert wrap(router) == ["a", "b"]
-        assert router.relays["a"].breaker.state == "closed"
+        states = [router.relays["a"].breaker.state]
         clock.advance(0.2)
         unwrap(router, wraps, only="b")
-        assert router.relays["a"].breaker.state == "open"
+        states.append(router.relays["a"].breaker.state)
+    assert states == ["closed", "open"]
 
 
 def test_a_loser_that_was_never_started_counts_for_nothing() -> None:
@@ -1006,13 +1024,13 @@ def test_an_open_breaker_lets_a_probe_through_in_time() -> None:
     """Two successes close it again."""
     clock, made = Clock(), services("a")
     with router_for(made, breaker=OPENS_AT_ONCE, clock=clock, options={"clock": clock}) as router:
-        breaker = router.relays["a"].breaker
         open_breaker(router.relays["a"])
-        clock.advance(61)
-        assert wrap(router) == ["a"]
-        assert breaker.state == "half-open"
-        assert wrap(router) == ["a"]
-        assert breaker.state == "closed"
+        states = []
+        for seconds in (61, 0):
+            clock.advance(seconds)
+            assert wrap(router) == ["a"]
+            states.append(router.relays["a"].breaker.state)
+    assert states == ["half-open", "closed"]
 
 
 def half_open(router: Router, clock: Clock) -> None:
@@ -1136,7 +1154,7 @@ def test_direct_calls_may_fall_back_to_stronger_protection() -> None:
 def test_direct_calls_go_on_when_one_is_silent() -> None:
     """After its ``attempt_timeout``."""
     made = services("a", "b")
-    with hanging() as hang, router_for(made, policy=hurried(attempt_timeout=MOMENT)) as router:
+    with hanging() as hang, router_for(made, policy=hurried(attempt_timeout=WHILE)) as router:
         made["a"].always("encrypt", hang.fault)
         assert encrypt_first(router) == "b"
 
@@ -1150,9 +1168,11 @@ def test_direct_calls_share_one_deadline() -> None:
         raise Unavailable("down")
 
     made["a"].always("encrypt", slow)
-    with router_for(made, options={"clock": clock}) as router:
-        with pytest.raises(AllInstancesFailed) as caught:
-            encrypt_first(router)
+    with (
+        router_for(made, options={"clock": clock}) as router,
+        pytest.raises(AllInstancesFailed) as caught,
+    ):
+        encrypt_first(router)
     assert failed(caught.value) == [("a", Unavailable)]
     assert caught.value.attempts[0].seconds == PATIENCE + 1
     assert made["b"].count("encrypt") == 0
@@ -1195,9 +1215,9 @@ def test_who_does_not_answer_in_time_is_said_to_be_late() -> None:
     made = services("a", "b")
     with hanging() as hang, router_for(made) as router:
         made["a"].always("health", hang.fault)
-        answers = router.ask_all(Relay.health, MOMENT)
+        answers = router.ask_all(Relay.health, WHILE)
         assert isinstance(answers["a"][0], DeadlineExceeded)
-        assert answers["a"][1] >= MOMENT
+        assert answers["a"][1] >= WHILE
         assert isinstance(answers["b"][0], Health)
 
 
@@ -1244,7 +1264,8 @@ def test_errors_of_the_router_carry_the_correlation_id() -> None:
     finally:
         correlation_id.reset(token)
     assert failed(caught.value) == [("slow", DeadlineExceeded), ("refused", BreakerOpen)]
-    errors = [caught.value, *caught.value.exceptions, foreign.value]
+    attempts = [attempt.error for attempt in caught.value.attempts]
+    errors = [caught.value, *attempts, foreign.value]
     assert [error.correlation_id for error in errors] == ["request-7"] * 4
 
 

@@ -393,6 +393,13 @@ def test_rewrap_notes_who_turned_out_to_be_missing(kms: Run, papers: Path) -> No
     assert done.complaint == "degraded: added east; 1 recipient, missing west"
 
 
+def test_a_gap_stays_on_record_without_repair(kms: Run, degraded: Path) -> None:
+    """Who did not ask for a repair still hears what is missing."""
+    done = kms("rewrap", "--no-repair", degraded)
+    assert done.complaint.startswith("degraded: nothing to do; 1 recipient, missing ")
+    assert _inspect(kms, degraded)["missing"] == ["paper://west"]
+
+
 def test_unverified_wrap_is_reported(kms: Run, papers: Path, degraded: Path) -> None:
     """These credentials may wrap under that key, and may not unwrap."""
     (papers / "west.decrypt").write_text("AccessDenied")

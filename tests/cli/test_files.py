@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,23 @@ def test_closed_standard_streams_are_reported(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OSError, match="standard input") as raised:
         files.read(None, limit=1, too_large=TOO_LARGE)
     assert raised.value.errno == errno.EBADF
+
+
+class _Trickle(io.BytesIO):
+    """An unbuffered stream: takes three bytes at a time, and no more than six."""
+
+    def write(self, data: Any) -> int:
+        return super().write(bytes(data)[: min(3, 6 - self.tell())])
+
+
+def test_stdout_that_takes_a_part_gets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under ``python -u`` a short write is no error, and must not cut the output."""
+    trickle = _Trickle()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(trickle))
+    files.write(None, b"12345")
+    assert trickle.getvalue() == b"12345"
+    with pytest.raises(BlockingIOError):
+        files.write(None, b"67")
 
 
 @posix

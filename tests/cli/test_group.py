@@ -43,7 +43,7 @@ def _command(name: str) -> click.Command:
 def _spellings(command: click.Command) -> Iterator[str]:
     for parameter in command.params:
         if isinstance(parameter, click.Argument):
-            yield parameter.make_metavar(click.Context(command)).strip("[]")
+            yield (parameter.name or "").upper()
         else:
             names = (*parameter.opts, *parameter.secondary_opts)
             yield from (name for name in names if name.startswith("--"))

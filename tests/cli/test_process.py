@@ -49,8 +49,12 @@ def test_errors_have_no_traceback(process: Run) -> None:
 
 
 @posix
-def test_reader_that_goes_away_is_no_error(initialised: Path) -> None:
-    """``kms open big | true`` is quiet on stderr, also when the interpreter exits."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_goes_away_is_no_error(
+    initialised: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
+    """``kms open big | head -c 1`` is quiet on stderr, and does not pretend to have written all."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     Path("big").write_bytes(bytes(4 << 20))
     subprocess.run([*KMS, "seal", "big", "-o", "s.kms"], check=True, timeout=PATIENCE)
     with subprocess.Popen(
@@ -58,6 +62,7 @@ def test_reader_that_goes_away_is_no_error(initialised: Path) -> None:
     ) as opening:
         assert opening.stdout is not None
         assert opening.stderr is not None
+        assert opening.stdout.read(1) == b"\0"
         opening.stdout.close()
         said = opening.stderr.read()
         assert opening.wait(PATIENCE) == ExitCode.BROKEN_PIPE
