@@ -223,7 +223,7 @@ def test_durations_may_be_written_with_a_unit(text: str, seconds: float) -> None
         "1e3s",
         "3S",
         ".5s",
-        pytest.param("٣s", marks=pytest.mark.xfail(reason="digits of any script are read")),  # noqa: RUF001
+        pytest.param("٣s", marks=pytest.mark.xfail(reason="digits of any script are read")),
     ],
 )
 def test_durations_that_could_be_misread_are_refused(text: str) -> None:
