@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import IO, Any, Final, Literal, Self, TypeVar, overload
 
 import attrs
 
-from kms_core import config, envelope, health
+from kms_core import config, envelope, header, health, parallel
 from kms_core import rewrap as rewrapping
 from kms_core.aead import DEK_BYTES, Keys, wipe
 from kms_core.breaker import Breaker, BreakerSnapshot
+from kms_core.capsules import CapsuleStore, FileCapsules, SqliteCapsules
 from kms_core.context import RESERVED_PREFIX, Context
 from kms_core.errors import (
     ConfigError,
     IntegrityError,
     InvalidCiphertext,
     InvalidRequest,
+    KeyNotFound,
     KMSError,
     NoMatchingRecipient,
+    PolicyDenied,
 )
-from kms_core.header import MAX_CAPSULE_BYTES, MAX_SCOPE_BYTES, check_scope
+from kms_core.files import NewFile
 from kms_core.observe import Observers
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Emit, Relay, domain_of
 from kms_core.routing import Quorum, Router
 from kms_core.settings import InstanceConfig, Settings
+from kms_core.stream import StreamWriter, write_all
 from kms_core.types import (
+    POST_QUANTUM_WRAPS,
+    PUBLIC_KEY_WRAPS,
     BreakerState,
     Ciphertext,
     DataKey,
@@ -45,7 +54,9 @@ T = TypeVar("T")
 Data = bytes | bytearray | memoryview
 ContextLike = Mapping[str, str] | None
 
-MAX_DIRECT_BYTES = 4096  # what every service encrypts itself; more is what envelopes are for
+MAX_DIRECT_BYTES: Final = 4096  # what every service encrypts itself; more is for envelopes
+MAX_GENERATIONS: Final = 10_000  # stored capsules whose generation is remembered
+SQLITE_SUFFIXES: Final = frozenset({".db", ".sqlite", ".sqlite3"})
 
 
 class Kms:
@@ -59,6 +70,7 @@ class Kms:
         self,
         settings: Settings,
         *,
+        capsules: CapsuleStore | None = None,
         observe: Callable[[Event], None] | None = None,
         plugins: Iterable[Found] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -66,6 +78,7 @@ class Kms:
     ) -> None:
         """Load what the settings name; raises ``ConfigError`` or ``PluginError``, asks no service.
 
+        ``capsules`` keeps the capsules of compact messages (default: ``envelope.capsules``).
         ``observe`` is told every event, as the observers of plugins are; ``plugins``, ``clock`` and
         ``sleep`` are for tests.
         """
@@ -78,8 +91,10 @@ class Kms:
         self._router = Router(relays, settings.calls, clock=clock, sleep=sleep)
         policy = settings.envelope
         self._quorum = Quorum(
-            policy.min_recipients, policy.straggler_wait, policy.allow_weaker, settings.required
+            settings.min_recipients, policy.straggler_wait, policy.allow_weaker, settings.required
         )
+        self._capsules = capsules or _configured_store(policy.capsules)
+        self._generations: dict[bytes, int] = {}  # of stored capsules, as last seen
         self._check_recipients()
 
     @classmethod
@@ -110,6 +125,8 @@ class Kms:
             self._closed = True
             for relay in self._router.relays.values():
                 relay.close()
+            if self._capsules is not None:
+                self._capsules.close()
 
     # --- envelopes -------------------------------------------------------------------------------
 
@@ -125,6 +142,7 @@ class Kms:
         context: ContextLike = ...,
         *,
         stored_context: ContextLike = ...,
+        inline: bool = ...,
         armor: Literal[False] = ...,
     ) -> bytes: ...
 
@@ -135,6 +153,7 @@ class Kms:
         context: ContextLike = ...,
         *,
         stored_context: ContextLike = ...,
+        inline: bool = ...,
         armor: Literal[True],
     ) -> str: ...
 
@@ -144,34 +163,113 @@ class Kms:
         context: ContextLike = None,
         *,
         stored_context: ContextLike = None,
+        inline: bool = True,
         armor: bool = False,
     ) -> bytes | str:
         """Encrypt up to 64 MiB under a fresh data key that every recipient holds.
 
         ``context`` is authenticated and must be given again to open; ``stored_context`` is
         authenticated and travels in clear inside.  Recipients that cannot be reached are left out
-        once ``min_recipients`` hold the key, and recorded as missing.  ``armor`` returns base64url
-        text.  Raises ``AllInstancesFailed`` if too few recipients can be reached.
+        once ``min_recipients`` hold the key, and recorded as missing.  ``inline=False`` puts the
+        capsule into the capsule store and returns a compact message that only names its key.
+        ``armor`` returns base64url text.  Raises ``AllInstancesFailed`` if too few recipients can
+        be reached.
         """
         self._check_open()
         started = self._clock()
         plaintext = _data(data)
         supplied, stored = _context(context), _optional_context(stored_context)
-        scope = self._scope(supplied, stored)
-        dek = envelope.new_dek()
-        try:
-            keys = Keys(dek, scope)
-            wrap_context = envelope.wrap_context(scope, keys.key_id, keys.suite)
-            result = self._router.wrap(dek, wrap_context, self._settings.recipients, self._quorum)
-        finally:
-            wipe(dek)
-        missing = tuple(attempt.instance for attempt in result.failures)
-        capsule = envelope.new_capsule(
-            keys, result.wraps, [self._router.relays[name].key_uri for name in missing]
-        )
-        sealed = capsule + envelope.seal_message(keys, plaintext, supplied, stored)
-        self._report("seal", started, missing=missing)
+        new = self._new_key(supplied, stored)
+        message = envelope.seal_message(new.keys, plaintext, supplied, stored)
+        sealed = self._place_capsule(new, inline=inline) + message
+        self._report("seal", started, missing=new.missing)
         return envelope.armor(sealed) if armor else sealed
+
+    def sealing(
+        self,
+        destination: IO[bytes],
+        context: ContextLike = None,
+        *,
+        stored_context: ContextLike = None,
+        inline: bool = True,
+        segment_bytes: int = 1 << header.DEFAULT_SEGMENT_LOG2,
+    ) -> StreamWriter:
+        """A writer that encrypts into ``destination`` in bounded memory; use it with ``with``.
+
+        Leaving ``with`` normally ends the stream; through an exception it stays without an end and
+        does not open.  ``segment_bytes`` is a power of two, 4 KiB to 4 MiB.  Errors as ``seal``.
+        """
+        self._check_open()
+        started = self._clock()
+        supplied, stored = _context(context), _optional_context(stored_context)
+        log2 = _log2(segment_bytes)
+        new = self._new_key(supplied, stored)
+        write_all(destination, memoryview(self._place_capsule(new, inline=inline)))
+        writer = envelope.start_stream(destination, new.keys, supplied, stored, segment_log2=log2)
+        self._report("seal", started, missing=new.missing)
+        return writer
+
+    def opening(self, source: IO[bytes], context: ContextLike = None) -> io.BufferedIOBase:
+        """A reader of the plaintext, in bounded memory; seekable where ``source`` is.
+
+        ``source`` stands at the start of an envelope of any form.  No byte comes out before its
+        segment is authenticated; treat what came out as provisional until the end is reached.  A
+        seek authenticates the length first.  Errors as for ``open``.
+        """
+        self._check_open()
+        started = self._clock()
+        try:
+            reader = envelope.open_stream(
+                source, _context(context), self._unwrap, self._find_capsule
+            )
+        except KMSError as exc:
+            self._report("open", started, error=exc)
+            raise
+        self._report("open", started)
+        return reader
+
+    def seal_file(
+        self,
+        source: str | os.PathLike[str],
+        destination: str | os.PathLike[str],
+        context: ContextLike = None,
+        *,
+        stored_context: ContextLike = None,
+        inline: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Encrypt a file; ``destination`` appears whole or not at all.
+
+        ``progress`` is told how many bytes of plaintext were done since it was last told.
+        """
+        self._check_open()
+        supplied, stored = _context(context), _optional_context(stored_context)
+        with open(source, "rb", buffering=0) as plain, NewFile(destination) as sealed:  # noqa: PTH123
+            started = self._clock()
+            new = self._new_key(supplied, stored)
+            capsule = self._place_capsule(new, inline=inline)
+            head, key, stream = envelope.stream_head(
+                new.keys, supplied, stored, header.DEFAULT_SEGMENT_LOG2
+            )
+            write_all(sealed.stream, memoryview(capsule + head))
+            parallel.seal(plain, sealed.stream, key, stream.segment_bytes, progress)
+            self._report("seal", started, missing=new.missing)
+
+    def open_file(
+        self,
+        source: str | os.PathLike[str],
+        destination: str | os.PathLike[str],
+        context: ContextLike = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Decrypt a file of any form; ``destination`` (mode 0600) appears whole or not at all."""
+        with (
+            open(source, "rb", buffering=0) as sealed,  # noqa: PTH123
+            self.opening(sealed, context) as reader,
+            NewFile(destination, mode=0o600) as plain,
+        ):
+            parallel.open_(reader, plain.stream, progress)
 
     def open(self, sealed: Data | str, context: ContextLike = None) -> bytes:
         """Decrypt what ``seal`` made, with the same context.
@@ -184,7 +282,7 @@ class Kms:
         started = self._clock()
         try:
             plaintext = envelope.open_envelope(
-                _envelope(sealed), _context(context), self._router.unwrap
+                _envelope(sealed), _context(context), self._unwrap, self._find_capsule
             )
         except KMSError as exc:
             self._report("open", started, error=exc)
@@ -218,11 +316,51 @@ class Kms:
         Returns the envelope unchanged if there is nothing to do.
         """
         self._check_open()
+        whole = _envelope(sealed)
+        capsule, body = envelope.split(whole)
+        intent = self._intent(add, remove, repair=repair)
+        if not capsule:
+            key_id = bytes.fromhex(envelope.inspect(body).key_id)
+            self._rewrap_stored(key_id, intent)
+            return whole
+        return self._rewrap(capsule, intent) + body
+
+    def rewrap_file(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        add: str | Sequence[str] = (),
+        remove: str | Sequence[str] = (),
+        repair: bool = True,
+    ) -> bool:
+        """As ``rewrap``, for a file of any size: it is replaced whole, its body copied unread.
+
+        Whether anything changed.  If somebody else rewrites the file meanwhile, the same intent is
+        carried out on what they wrote; ``RewrapConflict`` if that happens again and again.
+        """
+        self._check_open()
+        intent = self._intent(add, remove, repair=repair)
+        return rewrapping.rewrap_file(path, lambda capsule: self._rewrap(capsule, intent))
+
+    def _intent(
+        self, add: str | Sequence[str], remove: str | Sequence[str], *, repair: bool
+    ) -> rewrapping.Intent:
+        return rewrapping.Intent(self._settings.recipients, _names(add), _names(remove), repair)
+
+    def _rewrap(self, capsule: bytes, intent: rewrapping.Intent) -> bytes:
         started = self._clock()
-        intent = rewrapping.Intent(self._settings.recipients, _names(add), _names(remove), repair)
-        result = rewrapping.rewrap(_envelope(sealed), self._router, intent)
+        result = rewrapping.rewrap(capsule, self._router, self._unwrap, intent)
         self._report("rewrap", started, missing=result.missing, unverified=result.unverified)
-        return result.envelope
+        return result.capsule
+
+    def _rewrap_stored(self, key_id: bytes, intent: rewrapping.Intent) -> None:
+        def attempt() -> None:
+            old = self._find_capsule(key_id)
+            new = self._rewrap(old, intent)
+            if new != old:
+                self._store().put(key_id, new, replaces=old)
+
+        rewrapping.until_undisturbed(attempt)
 
     # --- direct use of the services --------------------------------------------------------------
 
@@ -251,8 +389,9 @@ class Kms:
         self._check_open()
         if not isinstance(ciphertext, Ciphertext):
             raise InvalidRequest("decrypt() takes a Ciphertext; sealed bytes are for open()")
+        bound = (ciphertext, _context(context))
         try:
-            return self._router.unwrap([ciphertext], _context(context), bytes)
+            return self._router.unwrap([bound], lambda _, plaintext: bytes(plaintext))
         except NoMatchingRecipient:
             raise
         except IntegrityError:
@@ -358,7 +497,10 @@ class Kms:
         except ConfigError:
             raise
         except Exception as exc:
-            raise ConfigError(f"{where}: the provider cannot be built: {exc!r}") from exc
+            said = f": {exc}" if isinstance(exc, ValueError | KMSError) else ""
+            raise ConfigError(
+                f"{where}: the provider cannot be built: {type(exc).__name__}{said}"
+            ) from exc
         return provider, str(provider_settings.key)
 
     def _breaker_reporter(self, name: str) -> Callable[[BreakerState], None]:
@@ -374,9 +516,110 @@ class Kms:
                 "in too few distinct domains (two regions of one account are one, local counts "
                 "only alone); lower it, or set domain on the instances that are independent"
             )
-        worst = sum(map(envelope.room_for, uris.values())) + MAX_SCOPE_BYTES
-        if worst > MAX_CAPSULE_BYTES:
+        self._check_domains(uris)
+        self._check_require_pq()
+        worst = sum(map(envelope.room_for, uris.values())) + header.MAX_SCOPE_BYTES
+        if worst > header.MAX_CAPSULE_BYTES:
             raise ConfigError(f"{source}: [envelope] recipients: so many do not fit into a capsule")
+
+    def _check_domains(self, uris: Mapping[str, str]) -> None:
+        """No single domain may hold enough shares to open alone."""
+        threshold = self._settings.threshold
+        held = Counter(self._router.relays[name].domain(uri) for name, uri in uris.items())
+        for domain, count in held.items():
+            if count >= threshold > 1:
+                raise ConfigError(
+                    f"{self._settings.raw.source}: [envelope] policy: domain {domain} holds "
+                    f"{count} shares and could open alone; at most {threshold - 1} may be there"
+                )
+
+    def _check_require_pq(self) -> None:
+        if not self._settings.envelope.require_pq:
+            return
+        for name in self._settings.recipients:
+            if self._router.relays[name].provider.wrap_algs.isdisjoint(POST_QUANTUM_WRAPS):
+                raise ConfigError(
+                    f"{self._settings.raw.source}: [envelope] require_pq: {name} has no wrap that "
+                    "withstands a quantum computer, and the weakest recipient decides: remove it"
+                )
+
+    def _new_key(self, supplied: Context, stored: Context | None) -> _NewKey:
+        """A fresh DEK in the hands of the recipients; raises if too few of them can be reached."""
+        recipients, threshold = self._settings.recipients, self._settings.threshold
+        indexes = range(1, len(recipients) + 1) if threshold > 1 else [0] * len(recipients)
+        index_of = dict(zip(recipients, indexes, strict=True))
+        dek = envelope.new_dek()
+        shares = envelope.Shares.of(dek, threshold, list(indexes))
+        try:
+            keys = Keys(dek, self._scope(supplied, stored))
+            parts = {name: shares.bound(keys, index) for name, index in index_of.items()}
+            result = self._router.wrap(parts, self._quorum)
+            self._check_post_quantum(result.wraps)
+            wraps = [shares.wrapped(wrap, index_of[str(wrap.instance)]) for wrap in result.wraps]
+        finally:
+            wipe(dek)
+            shares.wipe()
+        missing = tuple(attempt.instance for attempt in result.failures)
+        uris = [self._router.relays[name].key_uri for name in missing]
+        return _NewKey(keys, envelope.new_capsule(keys, wraps, uris, threshold=threshold), missing)
+
+    def _check_post_quantum(self, wraps: Iterable[Ciphertext]) -> None:
+        weak = [str(wrap.instance) for wrap in wraps if wrap.wrap_alg not in POST_QUANTUM_WRAPS]
+        if weak and self._settings.envelope.require_pq:
+            raise PolicyDenied(
+                f"envelope.require_pq: {', '.join(weak)} wrapped with an algorithm that a quantum "
+                "computer undoes, and the weakest recipient decides; nothing was written"
+            )
+
+    def _place_capsule(self, new: _NewKey, *, inline: bool) -> bytes:
+        """The capsule in front of its body, or nothing once it is in the store."""
+        if inline:
+            return new.capsule
+        self._store().put(new.keys.key_id, new.capsule, replaces=None)
+        return b""
+
+    def _store(self) -> CapsuleStore:
+        if self._capsules is None:
+            raise InvalidRequest(
+                "compact messages need a capsule store: set envelope.capsules, or pass capsules="
+            )
+        return self._capsules
+
+    def _find_capsule(self, key_id: bytes) -> bytes:
+        """The capsule of a compact message; refuses one older than was seen before."""
+        capsule = self._store().get(key_id)
+        if capsule is None:
+            raise KeyNotFound(f"the capsule store has no capsule for key id {key_id.hex()}")
+        generation = header.parse_capsule(capsule).generation
+        if generation < self._generations.get(key_id, 0):
+            raise IntegrityError
+        self._generations[key_id] = generation
+        while len(self._generations) > MAX_GENERATIONS:
+            self._generations.pop(next(iter(self._generations)), None)
+        return capsule
+
+    def _unwrap(
+        self,
+        wraps: Sequence[tuple[Ciphertext, Context]],
+        accept: envelope.Accept,
+        *,
+        threshold: int,
+    ) -> Keys:
+        """Unwrap through the recipients that this reader's policy allows."""
+        policy = self._settings.envelope
+        if threshold < policy.min_threshold:
+            raise PolicyDenied(
+                f"{threshold} recipient can open this envelope alone, and envelope.min_threshold "
+                f"is {policy.min_threshold}"
+            )
+        allowed = [
+            wrap
+            for wrap in wraps
+            if policy.allow_public_key_wraps or wrap[0].wrap_alg not in PUBLIC_KEY_WRAPS
+        ]
+        if len(allowed) < threshold:
+            raise PolicyDenied("envelope.allow_public_key_wraps = false leaves too few recipients")
+        return self._router.unwrap(allowed, accept, threshold=threshold)
 
     def _scope(self, supplied: Context, stored: Context | None) -> Context:
         """The context entries that go to the services as well."""
@@ -391,7 +634,7 @@ class Kms:
                 f"the context lacks {', '.join(lacking)}, which envelope.key_context asks for"
             )
         scope = Context({name: effective[name] for name in names})
-        check_scope(scope)
+        header.check_scope(scope)
         return scope
 
     def _check_open(self) -> None:
@@ -412,6 +655,26 @@ class Kms:
         self._emit(
             Event(operation, outcome, seconds=seconds, missing=missing, unverified=unverified)
         )
+
+
+@attrs.frozen
+class _NewKey:
+    keys: Keys
+    capsule: bytes
+    #: The instances that should hold the key and do not.
+    missing: tuple[str, ...]
+
+
+def _configured_store(path: Path | None) -> CapsuleStore | None:
+    if path is None:
+        return None
+    return SqliteCapsules(path) if path.suffix in SQLITE_SUFFIXES else FileCapsules(path)
+
+
+def _log2(segment_bytes: int) -> int:
+    if segment_bytes < 1 or segment_bytes & (segment_bytes - 1):
+        raise InvalidRequest(f"segment_bytes is a power of two, not {segment_bytes}")
+    return segment_bytes.bit_length() - 1
 
 
 def _data(data: Data) -> bytes:

@@ -10,53 +10,80 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import io
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final, Literal
+from typing import IO, Final, Literal, Protocol, Self
 
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
-from kms_core.aead import DEK_BYTES, Keys
+from kms_core import shamir
+from kms_core.aead import DEK_BYTES, Keys, StreamKey, share_check, wipe
 from kms_core.context import Context
 from kms_core.errors import (
     FormatError,
     IntegrityError,
     InvalidCiphertext,
     InvalidRequest,
-    UnsupportedVersion,
 )
 from kms_core.header import (
     BODY_KINDS,
+    COMMITMENT_BYTES,
+    DEFAULT_SEGMENT_LOG2,
     EXT_DROP_IF_UNKNOWN,
     IV_BYTES,
     KIND_CAPSULE,
     KIND_MESSAGE,
+    KIND_STREAM,
     MAC_BYTES,
     MAGIC,
+    MAX_CAPSULE_BYTES,
     MAX_GENERATION,
     MAX_PLAINTEXT_BYTES,
+    MAX_SEGMENT_LOG2,
+    MIN_CAPSULE_BYTES,
+    MIN_SEGMENT_LOG2,
     SALT_BYTES,
     STORES_CONTEXT,
+    STREAM_HEADER_BYTES,
+    STREAM_SALT_BYTES,
     Capsule,
     MessageHeader,
     Recipient,
+    StreamHeader,
     capsule_length,
     check_prefix,
     parse_capsule,
     parse_message_header,
+    parse_stream_header,
 )
+from kms_core.stream import StreamReader, StreamWriter, read_full, write_all
 from kms_core.types import Ciphertext
 from kms_core.uri import provider_type
 
 Random = Callable[[int], bytes]
-#: Turns unwrapped bytes into keys, or raises: ``InvalidCiphertext`` for another DEK (try the next
-#: recipient), ``IntegrityError`` for the right DEK in an altered capsule (stop).
-Accept = Callable[[bytes | bytearray], Keys]
-#: Gets at a DEK through any of its wraps: ``unwrap(ciphertexts, wrap_context, accept)``.
-Unwrap = Callable[[Sequence[Ciphertext], Context, Accept], Keys]
+#: Turns unwrapped bytes into keys (``None``: more shares are needed), or raises
+#: ``InvalidCiphertext`` for something else (ask another recipient) and ``IntegrityError`` for the
+#: right DEK in an altered capsule (stop).
+Accept = Callable[[Ciphertext, bytes | bytearray], Keys | None]
+
+
+class Unwrap(Protocol):
+    """Gets at a DEK through its wraps, each with the context it is bound to."""
+
+    def __call__(
+        self, wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+    ) -> Keys:
+        """What ``accept`` made of ``threshold`` wraps."""
+
+
+#: The capsule of a compact message, by key id; raises if there is none.
+FindCapsule = Callable[[bytes], bytes]
 
 #: Room reserved for a missing wrap beside its URI: the largest one known, HPKE with ML-KEM-1024.
 WRAP_ROOM: Final = 1728
+#: Enough to tell what follows and how long it is.
+LEAD_BYTES: Final = 8
 _RECIPIENT_FRAMING: Final = 7
 _EXTENSION_FRAMING: Final = 4
 
@@ -64,13 +91,13 @@ _EXTENSION_FRAMING: Final = 4
 # --- keys and capsules ---------------------------------------------------------------------------
 
 
-def wrap_context(scope: Context, key_id: bytes, suite: int, share: str = "0/1") -> Context:
-    """W: the context with which providers are called for a wrap of this DEK."""
+def wrap_context(scope: Context, key_id: bytes, suite: int, index: int = 0, k: int = 1) -> Context:
+    """W: the context with which a provider is called for its wrap of this DEK, or of a share."""
     return Context(
         {
             **scope,
             "kms_core:kid": key_id.hex(),
-            "kms_core:share": share,
+            "kms_core:share": f"{index}/{k}",
             "kms_core:suite": str(suite),
         }
     )
@@ -81,28 +108,88 @@ def new_dek(random: Random = os.urandom) -> bytearray:
     return bytearray(random(DEK_BYTES))
 
 
+@frozen
+class Shares:
+    """How a DEK is handed to recipients: whole, or split so that ``threshold`` are needed.
+
+    Its owner wipes it.
+    """
+
+    threshold: int
+    parts: Mapping[int, bytearray] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        dek: bytes | bytearray,
+        threshold: int,
+        indexes: Sequence[int],
+        random: Random = os.urandom,
+    ) -> Self:
+        """Shares for these indexes; with threshold 1 all are index 0, the DEK itself."""
+        if threshold == 1:
+            return cls(1, {0: bytearray(dek)})
+        return cls(threshold, shamir.split(dek, threshold, indexes, random))
+
+    def bound(self, keys: Keys, index: int) -> tuple[bytearray, Context]:
+        """One share, and the context to wrap it with."""
+        context = wrap_context(keys.scope, keys.key_id, keys.suite, index, self.threshold)
+        return self.parts[index], context
+
+    def wrapped(self, ciphertext: Ciphertext, index: int) -> Wrapped:
+        """The wrap of one share, as a recipient will hold it."""
+        check = share_check(self.parts[index]) if self.threshold > 1 else b""
+        return Wrapped(ciphertext, index, check)
+
+    def wipe(self) -> None:
+        """Zero every share."""
+        for part in self.parts.values():
+            wipe(part)
+
+
+@frozen
+class Wrapped:
+    """A wrap that is to become a recipient."""
+
+    ciphertext: Ciphertext
+    share_index: int = 0
+    share_check: bytes = b""
+
+    @property
+    def recipient(self) -> Recipient:
+        """The recipient it becomes."""
+        wrap = self.ciphertext
+        return Recipient(
+            wrap.key_uri, wrap.wrap_alg, bytes(wrap.data), self.share_index, self.share_check
+        )
+
+
 def new_capsule(
     keys: Keys,
-    wraps: Sequence[Ciphertext],
+    wraps: Sequence[Wrapped],
     missing: Collection[str] = (),
     *,
+    threshold: int = 1,
     created: int | None = None,
 ) -> bytes:
     """K for these wraps, with room for the missing ones; what it returns has been parsed back."""
-    # two instances may reach one key, say through two endpoints: it is one recipient
-    recipients = {wrap.key_uri: _recipient(wrap) for wrap in wraps}
-    missing = sorted(set(missing) - recipients.keys())
+    recipients = by_key_uri(wraps)
     capsule = Capsule(
         suite=keys.suite,
-        threshold=1,
+        threshold=threshold,
         generation=0,
         commitment=keys.commitment,
         scope=keys.scope,
         recipients=tuple(recipients.values()),
-        missing=tuple(missing),
+        missing=tuple(sorted(set(missing) - recipients.keys())),
         created=created,
     )
     return sign_capsule(_with_room(capsule), keys)
+
+
+def by_key_uri(wraps: Iterable[Wrapped]) -> dict[str, Recipient]:
+    """Recipients by URI: two instances may reach one key, say through two endpoints."""
+    return {wrap.ciphertext.key_uri: wrap.recipient for wrap in wraps}
 
 
 def _with_room(capsule: Capsule, at_least: int = 0) -> Capsule:
@@ -128,38 +215,81 @@ def sign_capsule(capsule: Capsule, keys: Keys) -> bytes:
     return signed
 
 
-def _recipient(wrap: Ciphertext) -> Recipient:
-    return Recipient(wrap.key_uri, wrap.wrap_alg, bytes(wrap.data))
+def _bound(capsule: Capsule, recipient: Recipient) -> tuple[Ciphertext, Context]:
+    context = wrap_context(
+        capsule.scope, capsule.key_id, capsule.suite, recipient.share_index, capsule.threshold
+    )
+    ciphertext = Ciphertext(recipient.blob, recipient.key_uri, wrap_alg=recipient.wrap_alg)
+    return ciphertext, context
 
 
-def _ciphertext(recipient: Recipient) -> Ciphertext:
-    return Ciphertext(recipient.blob, recipient.key_uri, wrap_alg=recipient.wrap_alg)
+@define
+class Unlocked:
+    """The secrets of a capsule, for a rewrap: the DEK, and the shares it came from by index."""
+
+    dek: bytearray = field(factory=bytearray, repr=False)
+    shares: dict[int, bytearray] = field(factory=dict, repr=False)
+
+    def wipe(self) -> None:
+        """Zero everything."""
+        for secret in (self.dek, *self.shares.values()):
+            wipe(secret)
 
 
-def unlock(capsule_bytes: bytes, unwrap: Unwrap, keep_dek: bytearray | None = None) -> Keys:
-    """Have a capsule unwrapped, and verify commitment and MAC.
+def unlock(capsule_bytes: bytes, unwrap: Unwrap, keep: Unlocked | None = None) -> Keys:
+    """Have a capsule unwrapped, and verify shares, commitment and MAC.
 
-    ``keep_dek`` receives the DEK itself, which only a rewrap needs; its owner wipes it.
+    ``keep`` receives the secrets themselves, which only a rewrap needs; its owner wipes it.
     """
     capsule = parse_capsule(capsule_bytes)
-    if capsule.threshold > 1:
-        raise UnsupportedVersion("envelopes with a threshold are not supported by this version")
-    unsigned, mac = capsule_bytes[:-MAC_BYTES], capsule_bytes[-MAC_BYTES:]
+    opened = _Opening(capsule, capsule_bytes, Unlocked() if keep is None else keep)
+    try:
+        wraps = [_bound(capsule, recipient) for recipient in capsule.recipients]
+        return unwrap(wraps, opened.accept, threshold=capsule.threshold)
+    finally:
+        if keep is None:
+            opened.secrets.wipe()
 
-    def accept(dek: bytes | bytearray) -> Keys:
-        if len(dek) != DEK_BYTES:
+
+class _Opening:
+    """Judges what comes back for one capsule."""
+
+    def __init__(self, capsule: Capsule, capsule_bytes: bytes, secrets: Unlocked) -> None:
+        self._capsule = capsule
+        self._unsigned, self._mac = capsule_bytes[:-MAC_BYTES], capsule_bytes[-MAC_BYTES:]
+        self._recipients = {recipient.key_uri: recipient for recipient in capsule.recipients}
+        self.secrets = secrets
+
+    def accept(self, ciphertext: Ciphertext, part: bytes | bytearray) -> Keys | None:
+        """The keys, as soon as there are enough good parts."""
+        if len(part) != DEK_BYTES:
             raise InvalidCiphertext("the unwrapped key has the wrong length")
-        keys = Keys(dek, capsule.scope, capsule.suite)
-        if not keys.commits_to(capsule.commitment):
-            raise InvalidCiphertext("the unwrapped key is another one")
-        if not hmac.compare_digest(keys.capsule_mac(unsigned), mac):
-            raise IntegrityError
-        if keep_dek is not None:
-            keep_dek[:] = dek
-        return keys
+        if self._capsule.threshold == 1:
+            self.secrets.dek[:] = part
+        elif not self._add_share(self._recipients[ciphertext.key_uri], part):
+            return None
+        return self._verified(self.secrets.dek)
 
-    context = wrap_context(capsule.scope, capsule.key_id, capsule.suite)
-    return unwrap(list(map(_ciphertext, capsule.recipients)), context, accept)
+    def _add_share(self, recipient: Recipient, share: bytes | bytearray) -> bool:
+        """Whether there are enough shares for the DEK now."""
+        if not hmac.compare_digest(share_check(share), recipient.share_check):
+            raise InvalidCiphertext("the unwrapped share is another one")
+        shares = self.secrets.shares
+        shares.setdefault(recipient.share_index, bytearray(share))
+        if len(shares) < self._capsule.threshold:
+            return False
+        self.secrets.dek[:] = shamir.interpolate(shares)
+        return True
+
+    def _verified(self, dek: bytearray) -> Keys:
+        keys = Keys(dek, self._capsule.scope, self._capsule.suite)
+        if not keys.commits_to(self._capsule.commitment):
+            if self._capsule.threshold > 1:  # good shares of something else: altered
+                raise IntegrityError
+            raise InvalidCiphertext("the unwrapped key is another one")
+        if not hmac.compare_digest(keys.capsule_mac(self._unsigned), self._mac):
+            raise IntegrityError
+        return keys
 
 
 # --- messages ------------------------------------------------------------------------------------
@@ -173,8 +303,7 @@ def seal_message(
     random: Random = os.urandom,
 ) -> bytes:
     """M under a fresh subkey: the message without its capsule."""
-    if stored_context is not None and stored_context.reserved:
-        raise InvalidRequest("the stored context uses a reserved name")
+    _check_stored(stored_context)
     if len(plaintext) > MAX_PLAINTEXT_BYTES:
         raise InvalidRequest(
             f"a one-shot message holds at most {MAX_PLAINTEXT_BYTES} bytes, not {len(plaintext)}"
@@ -206,23 +335,130 @@ def _aad(header: MessageHeader, context: Context) -> bytes:
 
 
 def split(envelope: bytes) -> tuple[bytes, bytes]:
-    """Capsule and body of an inline envelope."""
+    """Capsule and body; the capsule of a compact envelope is empty, it lives elsewhere."""
+    check_prefix(envelope, BODY_KINDS | {KIND_CAPSULE})
+    if envelope[1] != KIND_CAPSULE:
+        return b"", envelope
     length = capsule_length(envelope)
     body = envelope[length:]
     check_prefix(body, BODY_KINDS)
     return envelope[:length], body
 
 
-def open_envelope(envelope: bytes, context: Context, unwrap: Unwrap) -> bytes:
-    """The plaintext of an inline one-shot envelope, or no byte of it."""
-    capsule_bytes, message = split(envelope)
-    header = parse_message_header(message)
+def open_envelope(
+    envelope: bytes, context: Context, unwrap: Unwrap, find_capsule: FindCapsule
+) -> bytes:
+    """The plaintext of a whole envelope, or no byte of it."""
+    capsule_bytes, body = split(envelope)
+    if body[1] & ~STORES_CONTEXT == KIND_STREAM:
+        with open_stream(io.BytesIO(envelope), context, unwrap, find_capsule) as stream:
+            return stream.read()
+    header = parse_message_header(body)
+    keys = _keys_of(header, capsule_bytes, context, unwrap, find_capsule)
+    return open_message(keys, header, body, context)
+
+
+def open_stream(
+    source: IO[bytes], context: Context, unwrap: Unwrap, find_capsule: FindCapsule
+) -> io.BufferedIOBase:
+    """A reader of the plaintext, from a source that stands at the start of an envelope."""
+    capsule_bytes, head = read_capsule(source)
+    check_prefix(head, BODY_KINDS)
+    if head[1] & ~STORES_CONTEXT == KIND_MESSAGE:
+        message = head + source.read(MAX_PLAINTEXT_BYTES + MAX_CAPSULE_BYTES)
+        plaintext = open_envelope(capsule_bytes + message, context, unwrap, find_capsule)
+        return io.BytesIO(plaintext)
+    head += _read_stream_head(source, head)
+    header, size = parse_stream_header(head)
+    keys = _keys_of(header, capsule_bytes, context, unwrap, find_capsule)
+    key, commitment = keys.stream(head[:size], context)
+    if not hmac.compare_digest(commitment, head[size:]):
+        raise IntegrityError
+    return StreamReader(source, key, header.segment_bytes)
+
+
+def _keys_of(
+    header: MessageHeader | StreamHeader,
+    capsule_bytes: bytes,
+    context: Context,
+    unwrap: Unwrap,
+    find_capsule: FindCapsule,
+) -> Keys:
+    """The keys of a body: everything that can be checked without a service is checked first."""
+    capsule_bytes = capsule_bytes or find_capsule(header.key_id)
     capsule = parse_capsule(capsule_bytes)
     if header.suite != capsule.suite or header.key_id != capsule.key_id:
         raise IntegrityError
     check_scope_matches(capsule.scope, (context, header.stored_context or Context()))
-    keys = unlock(capsule_bytes, unwrap)
-    return open_message(keys, header, message, context)
+    return unlock(capsule_bytes, unwrap)
+
+
+def read_capsule(source: IO[bytes]) -> tuple[bytes, bytes]:
+    """The capsule at the start of a source, and the first bytes of the body."""
+    head = _read_exactly(source, LEAD_BYTES)
+    check_prefix(head, BODY_KINDS | {KIND_CAPSULE})
+    if head[1] != KIND_CAPSULE:
+        return b"", head
+    total = int.from_bytes(head[4:8], "big")
+    if not MIN_CAPSULE_BYTES <= total <= MAX_CAPSULE_BYTES:
+        raise FormatError("the capsule's length is out of bounds")
+    return head + _read_exactly(source, total - len(head)), _read_exactly(source, LEAD_BYTES)
+
+
+def _read_stream_head(source: IO[bytes], head: bytes) -> bytes:
+    """The rest of a stream's header, with context block and commitment."""
+    rest = _read_exactly(source, STREAM_HEADER_BYTES - len(head))
+    if head[1] & STORES_CONTEXT:
+        length = _read_exactly(source, 2)
+        rest += length + _read_exactly(source, int.from_bytes(length, "big"))
+    return rest + _read_exactly(source, COMMITMENT_BYTES)
+
+
+def _read_exactly(source: IO[bytes], size: int) -> bytes:
+    buffer = bytearray(size)
+    if read_full(source, memoryview(buffer)) < size:
+        raise FormatError("the envelope is cut short")
+    return bytes(buffer)
+
+
+def start_stream(
+    destination: IO[bytes],
+    keys: Keys,
+    context: Context,
+    stored_context: Context | None = None,
+    *,
+    segment_log2: int = DEFAULT_SEGMENT_LOG2,
+    random: Random = os.urandom,
+) -> StreamWriter:
+    """Write the header of S, and return the writer of its segments."""
+    head, key, header = stream_head(keys, context, stored_context, segment_log2, random)
+    write_all(destination, memoryview(head))
+    return StreamWriter(destination, key, header.segment_bytes, random)
+
+
+def stream_head(
+    keys: Keys,
+    context: Context,
+    stored_context: Context | None,
+    segment_log2: int,
+    random: Random = os.urandom,
+) -> tuple[bytes, StreamKey, StreamHeader]:
+    """The bytes before the first segment, the key of the segments, and what the header says."""
+    _check_stored(stored_context)
+    if not MIN_SEGMENT_LOG2 <= segment_log2 <= MAX_SEGMENT_LOG2:
+        raise InvalidRequest(
+            f"a segment is 2^{MIN_SEGMENT_LOG2} to 2^{MAX_SEGMENT_LOG2} bytes, not 2^{segment_log2}"
+        )
+    kind = KIND_STREAM if stored_context is None else KIND_STREAM | STORES_CONTEXT
+    salt = random(STREAM_SALT_BYTES)
+    header = StreamHeader(kind, keys.suite, segment_log2, keys.key_id, salt, stored_context)
+    key, commitment = keys.stream(header.encode(), context)
+    return header.encode() + commitment, key, header
+
+
+def _check_stored(stored_context: Context | None) -> None:
+    if stored_context is not None and stored_context.reserved:
+        raise InvalidRequest("the stored context uses a reserved name")
 
 
 def check_scope_matches(scope: Context, contexts: Iterable[Mapping[str, str]]) -> None:
@@ -239,27 +475,30 @@ def check_scope_matches(scope: Context, contexts: Iterable[Mapping[str, str]]) -
 
 def rewrap_capsule(
     capsule_bytes: bytes,
-    capsule: Capsule,
     keys: Keys,
     *,
-    added: Sequence[Ciphertext],
+    added: Sequence[Wrapped],
     removed: Collection[str],
     missing: Collection[str],
 ) -> bytes:
     """The next generation of a capsule: wraps added, key URIs removed, missing ones recorded.
 
     A wrap replaces an earlier one under the same key URI.  The length stays the same where the
-    padding allows.  Raises ``InvalidRequest`` if no recipient would be left, or at 2^31 rewraps.
+    padding allows.  Raises ``InvalidRequest`` if too few recipients would be left, or at 2^31
+    rewraps.
     """
-    if capsule.threshold > 1:
-        raise UnsupportedVersion("envelopes with a threshold are not supported by this version")
+    capsule = parse_capsule(capsule_bytes)
     if capsule.generation >= MAX_GENERATION:
         raise InvalidRequest("this data key was rewrapped too often: re-encrypt the data")
-    replaced = {wrap.key_uri for wrap in added} | set(removed)
-    kept = [recipient for recipient in capsule.recipients if recipient.key_uri not in replaced]
-    recipients = (*kept, *{wrap.key_uri: _recipient(wrap) for wrap in added}.values())
-    if not recipients:
-        raise InvalidRequest("a rewrap must leave at least one recipient")
+    new_recipients = by_key_uri(added)
+    gone = new_recipients.keys() | set(removed)
+    kept = [recipient for recipient in capsule.recipients if recipient.key_uri not in gone]
+    recipients = (*kept, *new_recipients.values())
+    if len(recipients) < capsule.threshold:
+        raise InvalidRequest(
+            f"a rewrap must leave at least {capsule.threshold} "
+            f"recipient{'s' * (capsule.threshold > 1)}"
+        )
     new = evolve(
         capsule,
         generation=capsule.generation + 1,
@@ -295,6 +534,8 @@ class EnvelopeInfo:
     size: int
     #: The length of the capsule: what follows it is the body.
     capsule_bytes: int = 0
+    #: Plaintext bytes in each segment of a stream.
+    segment_bytes: int | None = None
     stored_context: Context | None = None
     generation: int | None = None
     threshold: int | None = None
@@ -354,6 +595,7 @@ def inspect(data: bytes | bytearray | memoryview | str) -> EnvelopeInfo:
         size=len(envelope),
         capsule_bytes=length,
         stored_context=described.stored_context if described else None,
+        segment_bytes=described.segment_bytes if described else None,
         generation=capsule.generation,
         threshold=capsule.threshold,
         scope=capsule.scope,
@@ -365,14 +607,16 @@ def inspect(data: bytes | bytearray | memoryview | str) -> EnvelopeInfo:
 
 def _describe_body(body: bytes) -> EnvelopeInfo:
     check_prefix(body, BODY_KINDS)
-    header = parse_message_header(body)
+    is_stream = body[1] & ~STORES_CONTEXT == KIND_STREAM
+    header = parse_stream_header(body)[0] if is_stream else parse_message_header(body)
     return EnvelopeInfo(
-        form="message",
+        form="stream" if is_stream else "message",
         inline=False,
         suite=header.suite,
         key_id=header.key_id.hex(),
         size=len(body),
         stored_context=header.stored_context,
+        segment_bytes=header.segment_bytes if isinstance(header, StreamHeader) else None,
     )
 
 

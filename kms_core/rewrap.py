@@ -1,30 +1,48 @@
 """Rewrapping: change who can open an envelope without touching its body.
 
-A rewrap needs one working unwrap.  It wraps the same DEK for whoever is added or was missing,
-proves each new wrap by unwrapping it, and only then drops anybody.  Recipients it does not know
-stay.
+A rewrap needs one working unwrap (as many as the threshold says).  It wraps for whoever is added or
+was missing, proves each new wrap by unwrapping it, and only then drops anybody.  Recipients it does
+not know stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, Final
 
 from attrs import frozen
 
-from kms_core.aead import DEK_BYTES, Keys, wipe
+from kms_core import shamir
+from kms_core.aead import DEK_BYTES, Keys, share_check
 from kms_core.context import Context
-from kms_core.envelope import rewrap_capsule, split, unlock, wrap_context
+from kms_core.envelope import (
+    Shares,
+    Unlocked,
+    Unwrap,
+    Wrapped,
+    read_capsule,
+    rewrap_capsule,
+    unlock,
+)
 from kms_core.errors import (
     AccessDenied,
     AllInstancesFailed,
+    FormatError,
     InvalidCiphertext,
     InvalidRequest,
     KMSError,
+    RewrapConflict,
     UnsupportedOperation,
 )
+from kms_core.files import NewFile
 from kms_core.header import Capsule, parse_capsule
-from kms_core.routing import Router
+from kms_core.routing import Part, Router
 from kms_core.types import Attempt, Ciphertext
+
+CONFLICT_RETRIES: Final = 8  # whoever loses that often is racing a loop, not a colleague
+_COPY_BYTES: Final = 1 << 20
 
 
 @frozen
@@ -39,45 +57,47 @@ class Intent:
 
 @frozen
 class Rewrapped:
-    """The new envelope, and the instances that are still missing or could not be verified."""
+    """The new capsule, and the instances that are still missing or could not be verified."""
 
-    envelope: bytes
+    capsule: bytes
     missing: tuple[str, ...]
     unverified: tuple[str, ...]
 
 
-def rewrap(envelope: bytes, router: Router, intent: Intent) -> Rewrapped:
-    """Carry out ``intent`` on an inline envelope.
+def rewrap(capsule_bytes: bytes, router: Router, unwrap: Unwrap, intent: Intent) -> Rewrapped:
+    """Carry out ``intent`` on a capsule; the same bytes if there is nothing to do.
 
     Raises ``AllInstancesFailed`` if a recipient to be added, or every missing one, cannot be
     reached, and ``InvalidRequest`` if the intent makes no sense; then nothing has changed.
     """
-    capsule_bytes, body = split(envelope)
     capsule = parse_capsule(capsule_bytes)
     plan = _plan(capsule, router, intent)
-    dek = bytearray()
+    secrets = Unlocked()
     try:
-        keys = unlock(capsule_bytes, router.unwrap, keep_dek=dek)
-        added, failures, unverified = _add(router, capsule, keys, dek, plan)
+        keys = unlock(capsule_bytes, unwrap, keep=secrets)
+        added = _add(router, capsule, keys, secrets, plan)
     finally:
-        wipe(dek)
-    failed = {attempt.instance for attempt in failures}
-    if failed & set(intent.add) or (failures and not added and not plan.removed):
-        raise AllInstancesFailed("nothing was changed: no wrap could be added", failures)
-    now_held = {str(wrap.instance) for wrap in added}
+        secrets.wipe()
+    failed = {attempt.instance for attempt in added.failures}
+    if failed & plan.essential or (added.failures and not added.wraps and not plan.removed):
+        raise AllInstancesFailed("nothing was changed: no wrap could be added", added.failures)
+    now_held = {str(wrap.ciphertext.instance) for wrap in added.wraps}
     still_missing = tuple(name for name in plan.lacking if name not in now_held)
     missing = (*plan.foreign_missing, *(router.relays[name].key_uri for name in still_missing))
-    if not added and not plan.removed and set(missing) == set(capsule.missing):
-        return Rewrapped(envelope, still_missing, ())
+    if not added.wraps and not plan.removed and set(missing) == set(capsule.missing):
+        return Rewrapped(capsule_bytes, still_missing, ())
     new = rewrap_capsule(
-        capsule_bytes, capsule, keys, added=added, removed=plan.removed, missing=missing
+        capsule_bytes, keys, added=added.wraps, removed=plan.removed, missing=missing
     )
-    return Rewrapped(new + body, still_missing, unverified)
+    return Rewrapped(new, still_missing, added.unverified)
 
 
 @frozen
 class _Plan:
+    #: Instances to wrap for.
     targets: tuple[str, ...]
+    #: Those without which nothing may change.
+    essential: frozenset[str]
     #: Instances that should hold the data key and do not, before anything is added.
     lacking: tuple[str, ...]
     removed: frozenset[str]
@@ -88,9 +108,8 @@ class _Plan:
 def _plan(capsule: Capsule, router: Router, intent: Intent) -> _Plan:
     for name in intent.add:
         if name not in router.relays:
-            raise InvalidRequest(
-                f"no instance {name!r} to add; known are {', '.join(router.relays)}"
-            )
+            known = ", ".join(router.relays)
+            raise InvalidRequest(f"no instance {name!r} to add; known are {known}")
     present = [recipient.key_uri for recipient in capsule.recipients]
     holders = router.holders([*present, *capsule.missing], list(router.relays))
     held = {name: uris & set(present) for name, uris in holders.items()}
@@ -102,24 +121,18 @@ def _plan(capsule: Capsule, router: Router, intent: Intent) -> _Plan:
         and name not in intent.remove
         and (intent.repair or _recorded(router, name, holders, capsule.missing))
     ]
-    targets = dict.fromkeys((*intent.add, *(lacking if intent.repair else ())))
+    resplit = _staying(present, removed, held) if removed and capsule.threshold > 1 else []
     ours = {relay.key_uri for relay in router.relays.values()}.union(*holders.values())
     return _Plan(
-        tuple(targets),
-        tuple(lacking),
-        removed,
-        tuple(uri for uri in capsule.missing if uri not in ours),
+        targets=tuple(dict.fromkeys((*intent.add, *resplit, *(lacking if intent.repair else ())))),
+        essential=frozenset((*intent.add, *resplit)),
+        lacking=tuple(lacking),
+        removed=frozenset(present) if resplit else removed,
+        foreign_missing=tuple(uri for uri in capsule.missing if uri not in ours),
     )
 
 
-def _recorded(
-    router: Router, name: str, holders: dict[str, set[str]], missing: Sequence[str]
-) -> bool:
-    """Whether the writer recorded this instance as missing."""
-    return not {router.relays[name].key_uri, *holders.get(name, ())}.isdisjoint(missing)
-
-
-def _to_remove(item: str, present: Sequence[str], held: dict[str, set[str]]) -> set[str]:
+def _to_remove(item: str, present: Sequence[str], held: Mapping[str, set[str]]) -> set[str]:
     uris = {item} & set(present) or held.get(item, set())
     if not uris:
         raise InvalidRequest(
@@ -128,40 +141,158 @@ def _to_remove(item: str, present: Sequence[str], held: dict[str, set[str]]) -> 
     return uris
 
 
-def _add(
-    router: Router, capsule: Capsule, keys: Keys, dek: bytearray, plan: _Plan
-) -> tuple[list[Ciphertext], tuple[Attempt, ...], tuple[str, ...]]:
+def _recorded(
+    router: Router, name: str, holders: Mapping[str, set[str]], missing: Sequence[str]
+) -> bool:
+    """Whether the writer recorded this instance as missing."""
+    return not {router.relays[name].key_uri, *holders.get(name, ())}.isdisjoint(missing)
+
+
+def _staying(
+    present: Sequence[str], removed: Iterable[str], held: Mapping[str, set[str]]
+) -> list[str]:
+    """The instances that need a new share once somebody who knows an old one is removed."""
+    names = []
+    for uri in set(present) - set(removed):
+        holder = next((name for name, uris in held.items() if uri in uris), None)
+        if holder is None:
+            raise InvalidRequest(
+                f"removing a share means new shares for all, and {uri} is no instance of this "
+                "configuration; configure it, or remove it as well"
+            )
+        names.append(holder)
+    return sorted(names)
+
+
+@frozen
+class _Added:
     """New wraps that were proved, failures, and the instances that may not unwrap for us."""
+
+    wraps: tuple[Wrapped, ...] = ()
+    failures: tuple[Attempt, ...] = ()
+    unverified: tuple[str, ...] = ()
+
+
+def _add(router: Router, capsule: Capsule, keys: Keys, secrets: Unlocked, plan: _Plan) -> _Added:
     if not plan.targets:
-        return [], (), ()
-    context = wrap_context(capsule.scope, capsule.key_id, capsule.suite)
-    result = router.wrap_each(dek, context, plan.targets)
-    added, failures, unverified = [], list(result.failures), []
-    for wrap in result.wraps:
-        error = _prove(router, wrap, context, keys)
+        return _Added()
+    kept = [each for each in capsule.recipients if each.key_uri not in plan.removed]
+    shares = _new_shares(capsule, secrets, [each.share_index for each in kept], len(plan.targets))
+    try:
+        return _wrap_and_prove(router, capsule, keys, shares, plan.targets)
+    finally:
+        shares.wipe()
+
+
+def _new_shares(capsule: Capsule, secrets: Unlocked, taken: Sequence[int], count: int) -> Shares:
+    """What the targets get: the DEK, shares of a fresh polynomial, or more of the present one."""
+    if capsule.threshold == 1:
+        return Shares.of(secrets.dek, 1, [0])
+    free = [index for index in range(1, shamir.MAX_INDEX + 1) if index not in taken][:count]
+    if not taken:
+        return Shares.of(secrets.dek, capsule.threshold, free)
+    return Shares(
+        capsule.threshold,
+        {index: shamir.interpolate(secrets.shares, index) for index in free},
+    )
+
+
+def _wrap_and_prove(
+    router: Router, capsule: Capsule, keys: Keys, shares: Shares, targets: Sequence[str]
+) -> _Added:
+    indexes = list(shares.parts) * len(targets) if capsule.threshold == 1 else list(shares.parts)
+    index_of = dict(zip(targets, indexes, strict=False))
+    parts: dict[str, Part] = {name: shares.bound(keys, index) for name, index in index_of.items()}
+    result = router.wrap_each(parts)
+    wraps, failures, unverified = [], list(result.failures), []
+    for ciphertext in result.wraps:
+        name = str(ciphertext.instance)
+        error = _prove(router, ciphertext, *parts[name])
         if isinstance(error, AccessDenied | UnsupportedOperation):
-            unverified.append(str(wrap.instance))
+            unverified.append(name)
         elif error is not None:
-            failures.append(Attempt(str(wrap.instance), error, 0.0))
+            failures.append(Attempt(name, error, 0.0))
             continue
-        added.append(wrap)
-    return added, tuple(failures), tuple(unverified)
+        wraps.append(shares.wrapped(ciphertext, index_of[name]))
+    return _Added(tuple(wraps), tuple(failures), tuple(unverified))
 
 
-def _prove(router: Router, wrap: Ciphertext, context: Context, keys: Keys) -> KMSError | None:
+def _prove(
+    router: Router, wrap: Ciphertext, expected: bytes | bytearray, context: Context
+) -> KMSError | None:
     """Unwrap what was just wrapped: why that failed, or ``None``."""
+    check = share_check(expected)
 
-    def accept(dek: bytes | bytearray) -> Keys:
-        if len(dek) == DEK_BYTES:
-            unwrapped = Keys(dek, keys.scope, keys.suite)
-            if unwrapped.commits_to(keys.commitment):
-                return unwrapped
-        raise InvalidCiphertext("the new wrap does not hold the data key")
+    def accept(_: Ciphertext, part: bytes | bytearray) -> bool:
+        if len(part) != DEK_BYTES or share_check(part) != check:
+            raise InvalidCiphertext("the new wrap does not hold the data key")
+        return True
 
     try:
-        router.unwrap([wrap], context, accept, only=wrap.instance)
+        router.unwrap([(wrap, context)], accept, only=wrap.instance)
     except AllInstancesFailed as exc:
         return exc.attempts[-1].error
     except KMSError as exc:
         return exc
     return None
+
+
+# --- where capsules are kept ---------------------------------------------------------------------
+
+
+def until_undisturbed(attempt: Callable[[], None]) -> None:
+    """Carry out an intent again on what somebody else wrote meanwhile, a few times."""
+    for _ in range(CONFLICT_RETRIES - 1):
+        try:
+            return attempt()
+        except RewrapConflict:
+            continue
+    return attempt()
+
+
+def rewrap_file(path: str | os.PathLike[str], change: Callable[[bytes], bytes]) -> bool:
+    """Put another capsule in front of a file's body; whether anything changed.
+
+    The file is replaced whole by a copy, under a lock that other rewraps of it respect, and only if
+    its capsule still is the one that ``change`` was given.
+    """
+    changed = False
+
+    def attempt() -> None:
+        nonlocal changed
+        with open(path, "rb", buffering=0) as old:  # noqa: PTH123
+            capsule, lead = read_capsule(old)
+            if not capsule:
+                raise FormatError("this file has no capsule of its own: it is a compact envelope")
+            new = change(capsule)
+            changed = new != capsule
+            if changed:
+                _replace_capsule(path, old, capsule, new + lead)
+
+    until_undisturbed(attempt)
+    return changed
+
+
+def _replace_capsule(
+    path: str | os.PathLike[str], old: IO[bytes], capsule: bytes, head: bytes
+) -> None:
+    _lock(old)
+
+    def still_the_same() -> None:
+        # the lock belongs to the file that was opened: is that still the one at this path?
+        if not os.path.samestat(os.fstat(old.fileno()), os.stat(path)):  # noqa: PTH116
+            raise RewrapConflict(f"{path} was replaced by somebody else meanwhile")
+        if os.pread(old.fileno(), len(capsule), 0) != capsule:
+            raise RewrapConflict(f"{path} was rewritten by somebody else meanwhile")
+
+    with NewFile(path, before_rename=still_the_same) as new:
+        new.stream.write(head)
+        shutil.copyfileobj(old, new.stream, _COPY_BYTES)
+
+
+def _lock(file: IO[bytes]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: there the comparison right before the rename has to do
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)

@@ -264,8 +264,19 @@ def _discard(future: Future[Any]) -> None:
         result = future.result()
     except (CancelledError, Exception):  # noqa: BLE001  the caller has its own error already
         return
-    wipe(result)
-    wipe(getattr(result, "plaintext", None))
+    for secret in (result, getattr(result, "plaintext", None), *_members(result)):
+        wipe(secret)
+
+
+def _members(result: object) -> tuple[object, ...]:
+    return result if isinstance(result, tuple) else ()
+
+
+_Answer = tuple[Ciphertext, bytes | bytearray]
+#: What one instance is to wrap, and the context to bind it to.
+Part = tuple[bytes | bytearray, Context]
+#: What an instance may be asked to unwrap, and the context it was bound to.
+Bound = tuple[Ciphertext, Context]
 
 
 @frozen
@@ -308,15 +319,14 @@ class Router:
 
     # --- all at once: wrapping -------------------------------------------------------------------
 
-    def wrap(
-        self, dek: bytes | bytearray, context: Context, names: Sequence[str], quorum: Quorum
-    ) -> WrapResult:
-        """Wrap a DEK under every named instance's key, in parallel.
+    def wrap(self, parts: Mapping[str, Part], quorum: Quorum) -> WrapResult:
+        """Let every named instance wrap its part, in parallel.
 
         Once the quorum is met the others have ``straggler_wait`` more and are then left out, on
         record.  Raises ``AllInstancesFailed`` if the quorum cannot be met.
         """
-        wraps, failures = self._gather_wraps(dek, context, names, quorum)
+        names = list(parts)
+        wraps, failures = self._gather_wraps(parts, quorum)
         if not self._enough(wraps, names, quorum):
             shortfall = self._shortfall(wraps, names, quorum)
             if not failures:
@@ -324,25 +334,20 @@ class Router:
             raise AllInstancesFailed(shortfall, _in_order(names, failures))
         return _wrap_result(names, wraps, failures)
 
-    def wrap_each(
-        self, dek: bytes | bytearray, context: Context, names: Sequence[str]
-    ) -> WrapResult:
-        """Wrap a DEK under as many of the named instances' keys as will do it."""
-        return _wrap_result(names, *self._gather_wraps(dek, context, names, None))
+    def wrap_each(self, parts: Mapping[str, Part]) -> WrapResult:
+        """Let as many of the named instances wrap their parts as will do it."""
+        return _wrap_result(list(parts), *self._gather_wraps(parts, None))
 
     def _gather_wraps(
-        self,
-        dek: bytes | bytearray,
-        context: Context,
-        names: Sequence[str],
-        quorum: Quorum | None,
+        self, parts: Mapping[str, Part], quorum: Quorum | None
     ) -> tuple[dict[str, Ciphertext], dict[str, Attempt]]:
+        names = list(parts)
         wraps: dict[str, Ciphertext] = {}
         failures: dict[str, Attempt] = {}
         deadline = self.deadline()
         enough_at: float | None = None
         pending = self._start_all(
-            "encrypt", names, lambda relay: relay.encrypt(dek, context), deadline, failures
+            "encrypt", names, lambda relay: relay.encrypt(*parts[relay.name]), deadline, failures
         )
         while pending:
             for call in self._settle(pending, deadline, enough_at, quorum):
@@ -471,36 +476,34 @@ class Router:
 
     def unwrap(
         self,
-        ciphertexts: Sequence[Ciphertext],
-        context: Context,
-        accept: Callable[[bytes | bytearray], R],
+        wraps: Sequence[Bound],
+        accept: Callable[[Ciphertext, bytes | bytearray], R | None],
         *,
         threshold: int = 1,
         only: str | None = None,
     ) -> R:
-        """Ask the instances that hold any of these keys until ``accept`` takes an answer.
+        """Ask the instances that hold any of these keys until ``accept`` has enough.
 
-        The next one is asked after ``hedge_after``, or at once when one fails.  Answers that prove
-        a bad ciphertext are bounded by ``max(4, threshold)``.  Raises ``NoMatchingRecipient``,
-        ``IntegrityError`` (every answer was bad) or ``AllInstancesFailed``.  ``only`` asks one
-        instance.
+        ``accept`` returns ``None`` while it needs more.  ``threshold`` instances are asked at once,
+        the next after ``hedge_after`` or when one fails.  Answers that prove a bad ciphertext are
+        bounded by ``max(4, threshold)``.  ``only`` asks one instance.  Raises
+        ``NoMatchingRecipient``, ``IntegrityError`` (every answer was bad) or
+        ``AllInstancesFailed``.
         """
-        race = _Race(self._caller, self.deadline(), context, max(MAX_BAD_UNWRAPS, threshold))
+        race = _Race(self._caller, self.deadline(), threshold)
         try:
-            won = race.run(self._candidates(ciphertexts, only), accept)
+            won = race.run(self._candidates(wraps, only), accept)
         finally:
             race.stop()
         if won is None:
-            raise race.verdict(ciphertext.key_uri for ciphertext in ciphertexts)
+            raise race.verdict(ciphertext.key_uri for ciphertext, _ in wraps)
         return won
 
-    def _candidates(
-        self, ciphertexts: Sequence[Ciphertext], only: str | None
-    ) -> list[tuple[Relay, Ciphertext]]:
+    def _candidates(self, wraps: Sequence[Bound], only: str | None) -> list[tuple[Relay, Bound]]:
         return [
-            (relay, ciphertext)
+            (relay, (ciphertext, context))
             for relay in self._by_health()
-            for ciphertext in ciphertexts
+            for ciphertext, context in wraps
             if only in {None, relay.name}
             and relay.may_hold(ciphertext.key_uri, ciphertext.wrap_alg)
         ]
@@ -625,39 +628,58 @@ def _in_order(names: Sequence[str], failures: Mapping[str, Attempt]) -> tuple[At
 
 
 class _Race:
-    """Candidates started one by one, on error or on delay; the first accepted answer wins."""
+    """Candidates started one by one, on error or on delay, until enough answers are accepted."""
 
-    def __init__(self, caller: Caller, deadline: Deadline, context: Context, max_bad: int) -> None:
+    def __init__(self, caller: Caller, deadline: Deadline, threshold: int) -> None:
         self._caller = caller
         self._deadline = deadline
-        self._context = context
-        self._max_bad = max_bad
-        self._waiting: list[tuple[Relay, Ciphertext]] = []
-        self._running: dict[Future[bytes | bytearray | None], Call[bytes | bytearray | None]] = {}
+        self._needed = threshold
+        self._max_bad = max(MAX_BAD_UNWRAPS, threshold)
+        self._waiting: list[tuple[Relay, Bound]] = []
+        self._running: dict[Future[_Answer | None], Call[_Answer | None]] = {}
         self._failures: list[Attempt] = []
         self._bad = 0
 
     def run(
         self,
-        candidates: list[tuple[Relay, Ciphertext]],
-        accept: Callable[[bytes | bytearray], R],
+        candidates: list[tuple[Relay, Bound]],
+        accept: Callable[[Ciphertext, bytes | bytearray], R | None],
     ) -> R | None:
-        """The first accepted answer, or ``None``; then ``verdict`` says why."""
+        """What ``accept`` made of enough answers, or ``None``; then ``verdict`` says why."""
         self._waiting = candidates
-        while self._start_next() or self._running:
-            for call in self._wait():
+        self._fill()
+        while self._running:
+            over = self._wait()
+            if not over:
+                self._start_next()  # a hedge: nobody has answered for a while
+            for call in over:
                 del self._running[call.future]
-                try:
-                    answer = self._answer(call)
-                    if answer is not None:
-                        return _accepted(answer, accept)
-                except InvalidCiphertext as exc:
-                    self._bad += 1
-                    self._record(call, exc)
-                except (ServiceError, InvalidRequest, UnsupportedOperation) as exc:
-                    # what one instance cannot do with its wrap, another may with its own
-                    self._record(call, exc)
-                    self._skip(call.relay, exc)
+                won = self._judge(call, accept)
+                if won is not None:
+                    return won
+                self._fill()
+        return None
+
+    def _judge(
+        self,
+        call: Call[_Answer | None],
+        accept: Callable[[Ciphertext, bytes | bytearray], R | None],
+    ) -> R | None:
+        """What a call that is over brings; one that brings nothing makes room for the next."""
+        try:
+            answer = self._answer(call)
+            if answer is not None:
+                won = _accepted(*answer, accept)
+                self._needed -= 1
+                return won
+        except InvalidCiphertext as exc:
+            self._bad += 1
+            self._record(call, exc)
+        except (ServiceError, InvalidRequest, UnsupportedOperation) as exc:
+            # what one instance cannot do with its wrap, another may with its own
+            self._record(call, exc)
+            self._skip(call.relay, exc)
+        self._start_next()
         return None
 
     def stop(self) -> None:
@@ -666,16 +688,21 @@ class _Race:
             self._caller.drop(call)
         self._running.clear()
 
+    def _fill(self) -> None:
+        """Have as many calls under way as answers are still needed."""
+        while len(self._running) < self._needed and self._start_next():
+            pass
+
     def _start_next(self) -> bool:
         """Start the next candidate if one may be started now; whether one was."""
         while self._waiting and self._bad + len(self._running) < self._max_bad:
             if not self._deadline.remaining():
                 return False
-            relay, ciphertext = self._waiting.pop(0)
+            relay, bound = self._waiting.pop(0)
             attempts = 1 if self._waiting or self._running else self._caller.policy.attempts
             try:
                 call = self._caller.start(
-                    relay, "decrypt", self._work(ciphertext), self._deadline, attempts
+                    relay, "decrypt", _unwrapping(bound), self._deadline, attempts
                 )
             except ServiceError as exc:
                 self._failures.append(Attempt(relay.name, exc, 0.0))
@@ -685,16 +712,7 @@ class _Race:
             return True
         return False
 
-    def _work(self, ciphertext: Ciphertext) -> Callable[[Relay], bytes | bytearray | None]:
-        def unwrap(relay: Relay) -> bytes | bytearray | None:
-            key_id = relay.match(ciphertext.key_uri)
-            if key_id is None:
-                return None
-            return relay.decrypt(key_id, ciphertext, self._context)
-
-        return unwrap
-
-    def _wait(self) -> list[Call[bytes | bytearray | None]]:
+    def _wait(self) -> list[Call[_Answer | None]]:
         """Until an answer, a time-out, or the moment to hedge; the calls that are over."""
         now = self._caller.clock()
         ends = [now + self._deadline.remaining()]
@@ -714,12 +732,12 @@ class _Race:
             or ((end := self._caller.expires(call)) is not None and end <= now)
         ]
 
-    def _answer(self, call: Call[bytes | bytearray | None]) -> bytes | bytearray | None:
+    def _answer(self, call: Call[_Answer | None]) -> _Answer | None:
         if call.future.done():
             return call.future.result()
         raise self._caller.abandon(call, counts=self._caller.had_its_time(call, self._deadline))
 
-    def _record(self, call: Call[bytes | bytearray | None], error: KMSError) -> None:
+    def _record(self, call: Call[_Answer | None], error: KMSError) -> None:
         if error.instance is None:
             error.instance, error.operation = call.relay.name, call.operation
         self._failures.append(call.attempt(error, self._caller.clock()))
@@ -737,11 +755,28 @@ class _Race:
             return DeadlineExceeded("the deadline passed before any instance could be asked")
         if self._bad and self._bad == len(self._failures):
             return IntegrityError()
-        return AllInstancesFailed("no recipient could be unwrapped", self._failures)
+        more = "" if self._needed == 1 else f" (at least {self._needed} more are needed)"
+        return AllInstancesFailed(f"no recipient could be unwrapped{more}", self._failures)
 
 
-def _accepted(answer: bytes | bytearray, accept: Callable[[bytes | bytearray], R]) -> R:
+def _unwrapping(bound: Bound) -> Callable[[Relay], _Answer | None]:
+    ciphertext, context = bound
+
+    def unwrap(relay: Relay) -> _Answer | None:
+        key_id = relay.match(ciphertext.key_uri)
+        if key_id is None:
+            return None
+        return ciphertext, relay.decrypt(key_id, ciphertext, context)
+
+    return unwrap
+
+
+def _accepted(
+    ciphertext: Ciphertext,
+    plaintext: bytes | bytearray,
+    accept: Callable[[Ciphertext, bytes | bytearray], R | None],
+) -> R | None:
     try:
-        return accept(answer)
+        return accept(ciphertext, plaintext)
     finally:
-        wipe(answer)
+        wipe(plaintext)

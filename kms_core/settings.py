@@ -16,6 +16,7 @@ from kms_core.header import MAX_RECIPIENTS
 from kms_core.routing import CallPolicy
 from kms_core.types import Duration
 
+_THRESHOLD = re.compile(r"([1-9][0-9]?) of ([1-9][0-9]?)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -24,17 +25,41 @@ class EnvelopePolicy:
     """How envelopes are sealed.
 
     ``recipients``: instances by name, in order of preference; ``None`` means all that encrypt.
-    ``min_recipients``: distinct domains that must hold a wrap before anything is written.
+    ``policy``: ``"any"`` one recipient opens, or ``"2 of 3"``: so many of so many are needed.
+    ``min_recipients``: distinct domains that must hold a wrap before anything is written; ``None``
+    is 1, and with a threshold one more than it where there are more recipients.
     ``key_context``: names of the context entries that go to the key services as well.
     ``straggler_wait``: seconds that slow recipients still have once there are enough.
     ``allow_weaker``: let a local copy count, and direct calls fall back to weaker protection.
+    ``require_pq``: seal only under wraps that a quantum computer does not undo.
+    ``min_threshold``: open nothing that fewer recipients can open.
+    ``allow_public_key_wraps``: ``False`` opens nothing through a wrap that whoever knows the
+    recipient's public key could have made.
+    ``capsules``: where the capsules of compact messages are kept: a folder, or a ``.sqlite`` file.
     """
 
     recipients: tuple[str, ...] | None = None
-    min_recipients: int = field(default=1, validator=validators.in_(range(1, MAX_RECIPIENTS + 1)))
+    policy: str = "any"
+    min_recipients: int | None = field(
+        default=None, validator=validators.optional(validators.in_(range(1, MAX_RECIPIENTS + 1)))
+    )
     key_context: tuple[str, ...] = ()
     straggler_wait: Duration = field(default=Duration(0.5), validator=validators.ge(Duration(0.0)))
     allow_weaker: bool = False
+    require_pq: bool = False
+    min_threshold: int = field(default=1, validator=validators.in_(range(1, MAX_RECIPIENTS + 1)))
+    allow_public_key_wraps: bool = True
+    capsules: Path | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.policy != "any" and not _THRESHOLD.fullmatch(self.policy):
+            raise ValueError(f'policy: {self.policy!r} is neither "any" nor of the form "2 of 3"')
+
+    @property
+    def threshold(self) -> tuple[int, int | None]:
+        """How many recipients are needed, and of how many (``None``: however many there are)."""
+        match = _THRESHOLD.fullmatch(self.policy)
+        return (int(match[1]), int(match[2])) if match else (1, None)
 
 
 @frozen
@@ -93,6 +118,31 @@ class Settings:
             raise ConfigError(f"{where}: nobody is left to seal to")
         if len(self.recipients) > MAX_RECIPIENTS:
             raise ConfigError(f"{where}: at most {MAX_RECIPIENTS} fit into an envelope")
+        self._check_threshold()
+
+    def _check_threshold(self) -> None:
+        where = f"{self.raw.source}: [envelope] policy"
+        count = len(self.recipients)
+        threshold, of = self.envelope.threshold
+        if of is not None and of != count:
+            raise ConfigError(f"{where}: {self.envelope.policy!r} with {count} recipients")
+        if threshold > count:
+            raise ConfigError(f"{where}: {threshold} of {count} recipients can never open anything")
+        if self.min_recipients < threshold:
+            raise ConfigError(f"{where}: min_recipients is below the threshold: nothing would open")
+
+    @property
+    def threshold(self) -> int:
+        """How many recipients are needed to open."""
+        return self.envelope.threshold[0]
+
+    @property
+    def min_recipients(self) -> int:
+        """In how many domains there must be wraps before anything is written."""
+        if self.envelope.min_recipients is not None:
+            return self.envelope.min_recipients
+        spare = self.threshold > 1 and len(self.recipients) > self.threshold
+        return self.threshold + spare
 
     @property
     def recipients(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ bytes are zero can be seen in the time taken.)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Final
 
@@ -41,8 +41,8 @@ def split(
 def interpolate(shares: Mapping[int, bytes | bytearray], at: int = 0) -> bytearray:
     """The polynomial's value at ``at``: the secret at 0, a lost or new share elsewhere.
 
-    Takes exactly as many shares as the threshold; from wrong ones it makes a wrong value, which only
-    the secret's own commitment can tell.
+    Takes exactly as many shares as the threshold; from wrong ones it makes a wrong value, which
+    only the secret's own commitment can tell.
     """
     size = len(next(iter(shares.values())))
     value = 0
@@ -54,8 +54,8 @@ def interpolate(shares: Mapping[int, bytes | bytearray], at: int = 0) -> bytearr
     return bytearray(value.to_bytes(size, "big"))
 
 
-def _product(factors: object) -> int:
-    return reduce(lambda left, right: _times(left, right, 1), factors, 1)  # type: ignore[call-overload,no-any-return]
+def _product(factors: Iterable[int]) -> int:
+    return reduce(lambda left, right: _times(left, right, 1), factors, 1)
 
 
 def _inverse(element: int) -> int:

@@ -12,8 +12,11 @@ import os
 from collections.abc import Callable
 from typing import IO, Any, Final, Self
 
+from attrs import frozen
+
 from kms_core.aead import IV_BYTES, TAG_BYTES, StreamKey, wipe
-from kms_core.errors import FormatError, IntegrityError, InvalidRequest
+from kms_core.errors import IntegrityError, InvalidRequest
+from kms_core.files import is_regular
 
 MAX_SEGMENTS: Final = 1 << 30  # keeps random IVs under one key below a collision chance of 2^-37
 SEGMENT_OVERHEAD: Final = IV_BYTES + TAG_BYTES
@@ -77,7 +80,7 @@ def sealed_length(plaintext_bytes: int, segment_bytes: int) -> int:
 
 
 class StreamWriter(io.RawIOBase):
-    """Encrypts what is written to it.  Only ``close`` (or leaving ``with`` normally) ends the stream.
+    """Encrypts what is written to it.  Only ``close``, or leaving ``with`` normally, ends it.
 
     Left through an exception, or forgotten, it writes no end: the stream then does not open.  The
     destination is not closed.
@@ -156,13 +159,24 @@ class StreamWriter(io.RawIOBase):
         self._index += 1
 
 
-def write_all(destination: IO[bytes], data: memoryview) -> None:
+def write_all(destination: IO[bytes] | io.RawIOBase, data: memoryview) -> None:
     """Write everything, also to raw files, which may take less at a time."""
     while data:
         written = destination.write(data)
         if written is None:
             raise BlockingIOError("the destination does not block, and cannot take more now")
         data = data[written:]
+
+
+@frozen
+class Layout:
+    """Where the segments of a stream lie in a file."""
+
+    descriptor: int
+    base: int
+    length: int
+    segment_bytes: int
+    key: StreamKey
 
 
 class StreamReader(io.BufferedIOBase):
@@ -211,6 +225,17 @@ class StreamReader(io.BufferedIOBase):
             raise ValueError("a negative position")
         self._position = start + offset
         return self._position
+
+    def layout(self) -> Layout | None:
+        """Where the segments lie, for work at offsets; ``None`` if the source is no regular file.
+
+        Authenticates the length.
+        """
+        if self._base is None or not is_regular(self._source):
+            return None
+        return Layout(
+            self._source.fileno(), self._base, self.length(), self._segment_bytes, self._key
+        )
 
     def length(self) -> int:
         """The length of the plaintext, proved by its last segment."""
@@ -284,28 +309,30 @@ class StreamReader(io.BufferedIOBase):
         index, offset = divmod(self._position, self._segment_bytes)
         if offset or len(target) < self._segment_bytes or index == self._loaded or self._at_end():
             return None
-        segment = self._fetch(index)
-        final = len(segment) < self._stride
-        size = open_segment(self._key, index, segment, target, final=final)
-        self._final = final
-        if final:
-            self._length = index * self._segment_bytes + size
-        return size
+        return self._open(index, target)
 
     def _at_end(self) -> bool:
         return self._length is not None and self._position >= self._length
 
     def _load(self, index: int) -> None:
         self._loaded = None
-        segment = self._fetch(index)
-        final = len(segment) < self._stride
-        self._size = open_segment(self._key, index, segment, memoryview(self._plain), final=final)
-        self._loaded, self._final = index, final
-        if final:
-            self._length = index * self._segment_bytes + self._size
+        self._size = self._open(index, memoryview(self._plain))
+        self._loaded = index
+
+    def _open(self, index: int, target: memoryview) -> int:
+        """Decrypt one segment; a short one is the last, or the stream was cut there."""
+        with self._fetch(index) as segment:
+            self._final = len(segment) < self._stride
+            size = open_segment(self._key, index, segment, target, final=self._final)
+        if self._final:
+            self._length = index * self._segment_bytes + size
+        return size
 
     def _fetch(self, index: int) -> memoryview:
-        """Read one segment's bytes; fewer than a whole one is the last, or the stream is cut."""
+        """One segment's bytes, to be released after use."""
+        if isinstance(self._source, io.BytesIO) and self._base is not None:
+            start = self._base + index * self._stride
+            return self._source.getbuffer()[start : start + self._stride]  # nothing is copied
         if index != self._next:
             if self._base is None:
                 raise io.UnsupportedOperation("the source cannot seek")
@@ -315,7 +342,7 @@ class StreamReader(io.BufferedIOBase):
         return self._cipher[:size]
 
 
-def read_full(source: IO[bytes], buffer: memoryview) -> int:
+def read_full(source: IO[bytes] | io.BufferedIOBase, buffer: memoryview) -> int:
     """Fill ``buffer`` as far as the source goes; the number of bytes."""
     readinto = getattr(source, "readinto", None)
     filled = 0

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 MAX_WRAPPED_BYTES: Final = 8192  # the largest wrapped key any service returns, with room
 THIRD_PARTY_WRAP_ALG: Final = 0x7FFF  # "the provider named by the key URI decides"
+#: Wraps that a quantum computer does not undo: symmetric ones and the post-quantum hybrids.
+POST_QUANTUM_WRAPS: Final = frozenset(
+    {0x0101, 0x0202, 0x0301, 0x0401, 0x0402, 0x0501, 0x0502, 0x0602, 0x0603}
+)
+#: Wraps that anybody can make who knows the recipient's public key.
+PUBLIC_KEY_WRAPS: Final = frozenset({0x0102, 0x0201, 0x0403, 0x0601, 0x0602, 0x0603})
 
 Protection = Literal["hsm", "software", "local"]
 
