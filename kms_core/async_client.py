@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from kms_core.breaker import BreakerSnapshot
 from kms_core.client import ContextLike, Data, Kms
@@ -51,11 +51,42 @@ class AsyncKms:
         """Let go of every client and thread."""
         await asyncio.to_thread(self._kms.close)
 
+    @overload
     async def seal(
-        self, data: Data, context: ContextLike = None, *, stored_context: ContextLike = None
-    ) -> bytes:
+        self,
+        data: Data,
+        context: ContextLike = ...,
+        *,
+        stored_context: ContextLike = ...,
+        inline: bool = ...,
+        armor: Literal[False] = ...,
+    ) -> bytes: ...
+
+    @overload
+    async def seal(
+        self,
+        data: Data,
+        context: ContextLike = ...,
+        *,
+        stored_context: ContextLike = ...,
+        inline: bool = ...,
+        armor: Literal[True],
+    ) -> str: ...
+
+    async def seal(
+        self,
+        data: Data,
+        context: ContextLike = None,
+        *,
+        stored_context: ContextLike = None,
+        inline: bool = True,
+        armor: bool = False,
+    ) -> bytes | str:
         """As ``Kms.seal``."""
-        return await asyncio.to_thread(self._kms.seal, data, context, stored_context=stored_context)
+        call: Callable[..., bytes | str] = self._kms.seal
+        return await asyncio.to_thread(
+            call, data, context, stored_context=stored_context, inline=inline, armor=armor
+        )
 
     async def open(self, sealed: Data | str, context: ContextLike = None) -> bytes:
         """As ``Kms.open``."""

@@ -50,7 +50,7 @@ class CapsuleStore(Protocol):
         ...
 
     def put(self, key_id: bytes, capsule: bytes, *, replaces: bytes | None) -> None:
-        """Store the key's first capsule (``replaces=None``), or one in place of exactly those bytes.
+        """Store the key's first capsule (``replaces=None``), or one in place of these very bytes.
 
         Raises what ``check_put`` raises, and ``RewrapConflict`` if something else is stored: get
         that, and repeat the change on it.
@@ -251,8 +251,8 @@ class FileCapsules:
     def key_ids(self) -> Iterator[bytes]:
         """As ``CapsuleStore`` says."""
         with _storage_at(self._directory):
-            names = os.listdir(self._directory)
-        return iter([bytes.fromhex(name) for name in sorted(names) if _FILE_NAME.fullmatch(name)])
+            names = sorted(path.name for path in self._directory.iterdir())
+        return iter([bytes.fromhex(name) for name in names if _FILE_NAME.fullmatch(name)])
 
     def close(self) -> None:
         """Nothing is held open between calls."""
@@ -301,12 +301,12 @@ class FileCapsules:
         """Hold the folder's lock against other stores and processes."""
         import fcntl  # POSIX only
 
-        descriptor = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            self._wait_for(partial(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB))
-            yield
-        finally:
-            os.close(descriptor)
+        with (self._directory / ".lock").open("ab") as file:  # NFS locks only what may be written
+            self._wait_for(partial(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            try:
+                yield
+            finally:  # closing would not do, while a process is being started with a copy of it
+                fcntl.flock(file, fcntl.LOCK_UN)
 
     def _wait_for(self, lock: Callable[[], None]) -> None:
         deadline = time.monotonic() + self._lock_timeout
@@ -398,11 +398,11 @@ class SqliteCapsules:
 
 
 def _select(connection: sqlite3.Connection, key_id: bytes) -> bytes | None:
-    row: tuple[bytes] | None = connection.execute(
+    row: tuple[bytes | None] | None = connection.execute(
         "SELECT CAST(substr(capsule, 1, ?) AS BLOB) FROM capsules WHERE key_id = ?",
         (_READ_LIMIT, key_id),
     ).fetchone()
-    return None if row is None else row[0]
+    return None if row is None else row[0] or b""  # substr of nothing is NULL
 
 
 def _swap(

@@ -6,7 +6,8 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal, Self, TypeVar, overload
@@ -175,14 +176,13 @@ class Kms:
         ``armor`` returns base64url text.  Raises ``AllInstancesFailed`` if too few recipients can
         be reached.
         """
-        self._check_open()
-        started = self._clock()
-        plaintext = _data(data)
-        supplied, stored = _context(context), _optional_context(stored_context)
-        new = self._new_key(supplied, stored)
-        message = envelope.seal_message(new.keys, plaintext, supplied, stored)
-        sealed = self._place_capsule(new, inline=inline) + message
-        self._report("seal", started, missing=new.missing)
+        with self._told("seal") as outcome:
+            plaintext = _data(data)
+            supplied, stored = _context(context), _optional_context(stored_context)
+            new = self._new_key(supplied, stored)
+            outcome.missing = new.missing
+            message = envelope.seal_message(new.keys, plaintext, supplied, stored)
+            sealed = self._place_capsule(new, inline=inline) + message
         return envelope.armor(sealed) if armor else sealed
 
     def sealing(
@@ -199,15 +199,13 @@ class Kms:
         Leaving ``with`` normally ends the stream; through an exception it stays without an end and
         does not open.  ``segment_bytes`` is a power of two, 4 KiB to 4 MiB.  Errors as ``seal``.
         """
-        self._check_open()
-        started = self._clock()
-        supplied, stored = _context(context), _optional_context(stored_context)
-        log2 = _log2(segment_bytes)
-        new = self._new_key(supplied, stored)
-        write_all(destination, memoryview(self._place_capsule(new, inline=inline)))
-        writer = envelope.start_stream(destination, new.keys, supplied, stored, segment_log2=log2)
-        self._report("seal", started, missing=new.missing)
-        return writer
+        with self._told("seal") as outcome:
+            supplied, stored = _context(context), _optional_context(stored_context)
+            log2 = _log2(segment_bytes)
+            new = self._new_key(supplied, stored)
+            outcome.missing = new.missing
+            write_all(destination, memoryview(self._place_capsule(new, inline=inline)))
+            return envelope.start_stream(destination, new.keys, supplied, stored, segment_log2=log2)
 
     def opening(self, source: IO[bytes], context: ContextLike = None) -> io.BufferedIOBase:
         """A reader of the plaintext, in bounded memory; seekable where ``source`` is.
@@ -216,17 +214,8 @@ class Kms:
         segment is authenticated; treat what came out as provisional until the end is reached.  A
         seek authenticates the length first.  Errors as for ``open``.
         """
-        self._check_open()
-        started = self._clock()
-        try:
-            reader = envelope.open_stream(
-                source, _context(context), self._unwrap, self._find_capsule
-            )
-        except KMSError as exc:
-            self._report("open", started, error=exc)
-            raise
-        self._report("open", started)
-        return reader
+        with self._told("open"):
+            return envelope.open_stream(source, _context(context), self._unwrap, self._find_capsule)
 
     def seal_file(
         self,
@@ -242,18 +231,20 @@ class Kms:
 
         ``progress`` is told how many bytes of plaintext were done since it was last told.
         """
-        self._check_open()
-        supplied, stored = _context(context), _optional_context(stored_context)
-        with open(source, "rb", buffering=0) as plain, NewFile(destination) as sealed:  # noqa: PTH123
-            started = self._clock()
+        with (
+            self._told("seal") as outcome,
+            open(source, "rb", buffering=0) as plain,  # noqa: PTH123
+            NewFile(destination) as sealed,
+        ):
+            supplied, stored = _context(context), _optional_context(stored_context)
             new = self._new_key(supplied, stored)
+            outcome.missing = new.missing
             capsule = self._place_capsule(new, inline=inline)
             head, key, stream = envelope.stream_head(
                 new.keys, supplied, stored, header.DEFAULT_SEGMENT_LOG2
             )
             write_all(sealed.stream, memoryview(capsule + head))
             parallel.seal(plain, sealed.stream, key, stream.segment_bytes, progress)
-            self._report("seal", started, missing=new.missing)
 
     def open_file(
         self,
@@ -278,17 +269,10 @@ class Kms:
         altered, foreign or with another context, and ``AllInstancesFailed`` if no recipient could
         be asked.
         """
-        self._check_open()
-        started = self._clock()
-        try:
-            plaintext = envelope.open_envelope(
+        with self._told("open"):
+            return envelope.open_envelope(
                 _envelope(sealed), _context(context), self._unwrap, self._find_capsule
             )
-        except KMSError as exc:
-            self._report("open", started, error=exc)
-            raise
-        self._report("open", started)
-        return plaintext
 
     @staticmethod
     def inspect(sealed: Data | str) -> envelope.EnvelopeInfo:
@@ -348,10 +332,10 @@ class Kms:
         return rewrapping.Intent(self._settings.recipients, _names(add), _names(remove), repair)
 
     def _rewrap(self, capsule: bytes, intent: rewrapping.Intent) -> bytes:
-        started = self._clock()
-        result = rewrapping.rewrap(capsule, self._router, self._unwrap, intent)
-        self._report("rewrap", started, missing=result.missing, unverified=result.unverified)
-        return result.capsule
+        with self._told("rewrap") as outcome:
+            result = rewrapping.rewrap(capsule, self._router, self._unwrap, intent)
+            outcome.missing, outcome.unverified = result.missing, result.unverified
+            return result.capsule
 
     def _rewrap_stored(self, key_id: bytes, intent: rewrapping.Intent) -> None:
         def attempt() -> None:
@@ -641,20 +625,37 @@ class Kms:
         if self._closed:
             raise InvalidRequest("this Kms is closed")
 
-    def _report(
-        self,
-        operation: str,
-        started: float,
-        *,
-        error: KMSError | None = None,
-        missing: tuple[str, ...] = (),
-        unverified: tuple[str, ...] = (),
-    ) -> None:
-        outcome = error.code if error else "degraded" if missing or unverified else "ok"
-        seconds = self._clock() - started
-        self._emit(
-            Event(operation, outcome, seconds=seconds, missing=missing, unverified=unverified)
-        )
+    @contextmanager
+    def _told(self, operation: str) -> Iterator[_Outcome]:
+        """Tell observers how a public call ended, and how long it took."""
+        self._check_open()
+        started, outcome = self._clock(), _Outcome()
+        code = "internal_error"
+        try:
+            yield outcome
+            code = "degraded" if outcome.missing or outcome.unverified else "ok"
+        except KMSError as exc:
+            code = exc.code
+            raise
+        except OSError:
+            code = "os_error"
+            raise
+        finally:
+            self._emit(
+                Event(
+                    operation,
+                    code,
+                    seconds=self._clock() - started,
+                    missing=outcome.missing,
+                    unverified=outcome.unverified,
+                )
+            )
+
+
+@attrs.define
+class _Outcome:
+    missing: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
 
 
 @attrs.frozen

@@ -28,7 +28,8 @@ FILE_NAME: Final = "kms.toml"
 TABLES: Final = ("instances", "envelope", "breaker", "calls", "plugins", "cache", "audit")
 MAX_FILE_BYTES: Final = 1 << 20  # a configuration is written by hand; more is a mistake
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*(ms|s|m|h|d)")
+_FOR_EVER: Final = 1e12  # seconds
 
 
 @attrs.frozen
@@ -53,7 +54,7 @@ def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None)
         raise ConfigError(f"{file} is larger than {MAX_FILE_BYTES} bytes")
     try:
         tables = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:  # also of a number or nesting beyond all reason
         raise ConfigError(f"{file} is not valid TOML: {exc}") from exc
     check_names(tables, TABLES, str(file))
     return Raw(
@@ -190,7 +191,7 @@ def _strings(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _duration(value: Any, where: str) -> Duration:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < _FOR_EVER:
         return Duration(float(value))
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
@@ -213,9 +214,12 @@ def _secret(value: Any, where: str, raw: Raw) -> Secret:
         return Secret(found)
     path = raw.base / Path(str(value["file"])).expanduser()
     try:
-        return Secret(path.read_text().rstrip("\r\n"))
+        text = path.read_text().rstrip("\r\n")
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"{where}: cannot read the secret in {path}") from None
+    if not text:
+        raise ConfigError(f"{where}: the secret in {path} is empty")
+    return Secret(text)
 
 
 def _kind(value: Any) -> str:

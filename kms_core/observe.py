@@ -43,7 +43,7 @@ class Observers:
         for name, manager in self._managers.items():
             _tell(name, partial(manager.hook.kms_event, event=event))
         for watcher in self._watchers:
-            _tell(repr(watcher), partial(watcher, event))
+            _tell(type(watcher).__name__, partial(watcher, event))
         level = logging.DEBUG if event.outcome in _ROUTINE else logging.WARNING
         if _log.isEnabledFor(level):
             _log.log(level, "%s", _sentence(event), extra={"kms_event": event})

@@ -223,8 +223,7 @@ class KeyPair:
         """The content of a private file; raises ``InvalidRequest`` for an unusable passphrase."""
         protection = _protection(passphrase)
         return b"".join(
-            part.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
-            for part in self.parts
+            part.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection) for part in self.parts
         )
 
 
@@ -385,8 +384,9 @@ def _read_back(
     key_uri: str, private_path: Path, public_path: Path, passphrase: Secret | None
 ) -> None:
     """What a medium did not keep is noticed now, not in the emergency."""
-    read = (KeyFile.read(private_path).pair(passphrase).wrapping, KeyFile.read(public_path).public())
-    if any(key.key_uri != key_uri for key in read):
+    private = KeyFile.read(private_path).pair(passphrase).wrapping
+    public = KeyFile.read(public_path).public()
+    if not private.key_uri == public.key_uri == key_uri:
         raise ServiceError(f"{private_path} and {public_path} were not stored as they were written")
 
 
@@ -429,11 +429,16 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _contents(path: Path) -> tuple[int, bytes]:
     """The file's mode and bytes, both of the file that was opened."""
-    with os.fdopen(os.open(path, os.O_RDONLY | _WITHOUT_WAITING | _BINARY), "rb") as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | _WITHOUT_WAITING | _BINARY)
+    # Not closed by the file object: making one of a folder fails, with a worse message than ours.
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise Unavailable(f"{path} is not a regular file: it cannot be a key file")
-        return stat.S_IMODE(status.st_mode), file.read(MAX_FILE_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return stat.S_IMODE(status.st_mode), file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _split(path: Path, data: bytes) -> Iterator[tuple[Any, bytes]]:
@@ -609,11 +614,16 @@ class OfflineProvider:
         path = self._settings.private_key
         if path is None:
             return "private_key is not set"
-        return f"private key {path} is {'there' if path.is_file() else 'missing'}"
+        try:
+            there = KeyFile.read(path).is_private
+        except ServiceError:
+            there = False
+        return f"private key {path} is {'there' if there else 'missing or not readable'}"
 
     def _check_key_id(self, key_id: str) -> None:
-        if key_id not in {self._settings.key, self.key_uri}:
-            raise KeyNotFound(f"this instance works with key {self.key_uri}, not {key_id!r}")
+        own = self._own_uri()
+        if key_id not in {self._settings.key, own}:
+            raise KeyNotFound(f"this instance works with key {own}, not {key_id!r}")
 
 
 def _check_plaintext(plaintext: object) -> None:

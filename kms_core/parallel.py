@@ -118,7 +118,9 @@ def _on_threads(work: Callable[[int, int], None], segments: int) -> None:
 
 
 def _copy(
-    source: IO[bytes] | io.BufferedIOBase, destination: IO[bytes] | io.RawIOBase, progress: Progress | None
+    source: IO[bytes] | io.BufferedIOBase,
+    destination: IO[bytes] | io.RawIOBase,
+    progress: Progress | None,
 ) -> None:
     buffer = memoryview(bytearray(_COPY_BYTES))
     while size := read_full(source, buffer):

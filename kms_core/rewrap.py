@@ -34,6 +34,7 @@ from kms_core.errors import (
     InvalidRequest,
     KMSError,
     RewrapConflict,
+    Unavailable,
     UnsupportedOperation,
 )
 from kms_core.files import NewFile
@@ -113,13 +114,17 @@ def _plan(capsule: Capsule, router: Router, intent: Intent) -> _Plan:
     present = [recipient.key_uri for recipient in capsule.recipients]
     holders = router.holders([*present, *capsule.missing], list(router.relays))
     held = {name: uris & set(present) for name, uris in holders.items()}
+    for name in set(intent.remove) & router.relays.keys() - held.keys():
+        raise Unavailable(
+            f"{name} cannot tell now which recipients are its own; remove them by key URI"
+        )
     removed = frozenset().union(*(_to_remove(item, present, held) for item in intent.remove))
     lacking = [
         name
         for name in intent.recipients
         if not held.get(name)
         and name not in intent.remove
-        and (intent.repair or _recorded(router, name, holders, capsule.missing))
+        and ((intent.repair and name in held) or _recorded(router, name, holders, capsule.missing))
     ]
     resplit = _staying(present, removed, held) if removed and capsule.threshold > 1 else []
     ours = {relay.key_uri for relay in router.relays.values()}.union(*holders.values())

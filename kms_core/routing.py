@@ -85,11 +85,12 @@ class Deadline:
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
-        self._at = clock() + seconds
+        #: The moment itself, by the same clock.
+        self.at = clock() + seconds
 
     def remaining(self) -> float:
         """Seconds left, never negative."""
-        return max(0.0, self._at - self._clock())
+        return max(0.0, self.at - self._clock())
 
 
 @define(eq=False)
@@ -405,7 +406,7 @@ class Router:
         quorum: Quorum | None,
     ) -> float:
         """The moment at which to stop waiting for this call."""
-        ends = [self._clock() + deadline.remaining()]
+        ends = [deadline.at]
         expires = self._caller.expires(call)
         if expires is not None:
             ends.append(expires)
@@ -715,7 +716,7 @@ class _Race:
     def _wait(self) -> list[Call[_Answer | None]]:
         """Until an answer, a time-out, or the moment to hedge; the calls that are over."""
         now = self._caller.clock()
-        ends = [now + self._deadline.remaining()]
+        ends = [self._deadline.at]
         if self._waiting:
             ends.append(now + self._caller.policy.hedge_after)
         ends += [end for call in self._running.values() if (end := self._caller.expires(call))]

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from attrs import evolve
@@ -21,27 +21,28 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kms_core import envelope as core
 from kms_core.aead import Keys
 from kms_core.context import Context
 from kms_core.envelope import (
     WRAP_ROOM,
     Accept,
     RecipientInfo,
+    Shares,
+    Unlocked,
+    Unwrap,
+    Wrapped,
     armor,
     check_scope_matches,
     inspect,
     is_sealed,
-    new_capsule,
     new_dek,
-    open_envelope,
     open_message,
-    rewrap_capsule,
     room_for,
     seal_message,
     sign_capsule,
     split,
     unarmor,
-    unlock,
     wrap_context,
 )
 from kms_core.errors import (
@@ -52,7 +53,6 @@ from kms_core.errors import (
     InvalidRequest,
     KMSError,
     NoMatchingRecipient,
-    UnsupportedOperation,
     UnsupportedVersion,
 )
 from kms_core.header import (
@@ -71,6 +71,30 @@ CONTEXT = Context({"tenant": "t1", "row": "7"})
 ONE, TWO, THREE = "local://s/one/1", "local://s/two/1", "local://s/three/1"
 WRAP_ALG = 0x0501
 PLAINTEXT = b"hello, envelope"
+
+
+def new_capsule(
+    keys: Keys, wraps: Sequence[Ciphertext], missing: Sequence[str] = (), **options: Any
+) -> bytes:
+    """A capsule without a threshold, from wraps as providers return them."""
+    return core.new_capsule(keys, [Wrapped(wrap) for wrap in wraps], missing, **options)
+
+
+def rewrap_capsule(
+    capsule: bytes, keys: Keys, *, added: Sequence[Ciphertext], **options: Any
+) -> bytes:
+    """The same for a rewrap."""
+    return core.rewrap_capsule(capsule, keys, added=[Wrapped(wrap) for wrap in added], **options)
+
+
+def open_envelope(sealed: bytes, context: Context, unwrap: Unwrap) -> bytes:
+    """Open what carries its own capsule."""
+    return core.open_envelope(sealed, context, unwrap, no_store)
+
+
+def no_store(key_id: bytes) -> NoReturn:
+    """A capsule store that must not be asked."""
+    pytest.fail(f"the capsule of {key_id.hex()} was looked for elsewhere")
 
 
 class Vault:
@@ -96,26 +120,37 @@ class Vault:
         context = wrap_context(scope, Keys(dek, scope).key_id, 1)
         return [self.wrap(uri, dek, context) for uri in self._keks]
 
-    def unwrap(self, ciphertexts: Sequence[Ciphertext], context: Context, accept: Accept) -> Keys:
-        """Try the known recipients in order until one is accepted."""
-        known = [c for c in ciphertexts if c.key_uri in self._keks and c.wrap_alg == WRAP_ALG]
+    def unwrap(
+        self, wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+    ) -> Keys:
+        """Try the known recipients in order until ``threshold`` are accepted."""
+        del threshold  # accept knows
+        known = [
+            (ciphertext, context)
+            for ciphertext, context in wraps
+            if ciphertext.key_uri in self._keks and ciphertext.wrap_alg == WRAP_ALG
+        ]
         if not known:
-            raise NoMatchingRecipient([ciphertext.key_uri for ciphertext in ciphertexts])
-        for ciphertext in known:
+            raise NoMatchingRecipient([ciphertext.key_uri for ciphertext, _ in wraps])
+        for ciphertext, context in known:
             self.calls += 1
             iv, sealed = ciphertext.data[:12], ciphertext.data[12:]
             try:
                 dek = self._keks[ciphertext.key_uri].decrypt(iv, sealed, self._aad(context))
-                return accept(dek)
+                keys = accept(ciphertext, dek)
             except (InvalidTag, InvalidCiphertext, ValueError):
                 continue
+            if keys is not None:
+                return keys
         raise IntegrityError
 
     def _aad(self, context: Context) -> bytes:
         return context.encoded if self._binds else b""
 
 
-def never(ciphertexts: Sequence[Ciphertext], context: Context, accept: Accept) -> NoReturn:
+def never(
+    wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+) -> NoReturn:
     """An unwrap that must not be called."""
     pytest.fail("a key service was asked")
 
@@ -691,63 +726,103 @@ def test_an_unwrapped_key_of_another_length_is_a_bad_one(size: int) -> None:
     """The next recipient is tried."""
     capsule, _ = split(seal(Vault(ONE)))
 
-    def unwrap(ciphertexts: Sequence[Ciphertext], context: Context, accept: Accept) -> Keys:
+    def unwrap(
+        wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+    ) -> Keys:
+        assert threshold == 1
+        ((ciphertext, _),) = wraps
         with pytest.raises(InvalidCiphertext, match="wrong length"):
-            accept((DEK + DEK)[:size])
-        return accept(DEK)
+            accept(ciphertext, (DEK + DEK)[:size])
+        return accept(ciphertext, DEK) or pytest.fail("the DEK was not enough")
 
-    assert unlock(capsule, unwrap).key_id == parse_capsule(capsule).key_id
+    assert core.unlock(capsule, unwrap).key_id == parse_capsule(capsule).key_id
 
 
 def test_unlock_asks_with_the_wrap_context_and_every_recipient() -> None:
     """What the services see is what was there when they wrapped."""
     vault = Vault(ONE, TWO)
     capsule, _ = split(seal(vault))
-    asked: list[tuple[Sequence[Ciphertext], Context]] = []
+    asked: list[tuple[Ciphertext, Context]] = []
 
-    def unwrap(ciphertexts: Sequence[Ciphertext], context: Context, accept: Accept) -> Keys:
-        asked.append((ciphertexts, context))
-        return accept(DEK)
+    def unwrap(
+        wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+    ) -> Keys:
+        assert threshold == 1
+        asked.extend(wraps)
+        return accept(wraps[0][0], DEK) or pytest.fail("the DEK was not enough")
 
-    unlock(capsule, unwrap)
+    core.unlock(capsule, unwrap)
 
-    ((ciphertexts, context),) = asked
-    assert context == wrap_context(SCOPE, Keys(DEK, SCOPE).key_id, 1)
-    assert ciphertexts == vault.wraps(DEK, SCOPE)
+    context = wrap_context(SCOPE, Keys(DEK, SCOPE).key_id, 1)
+    assert asked == [(wrap, context) for wrap in vault.wraps(DEK, SCOPE)]
 
 
-def test_the_dek_is_kept_only_for_those_who_ask_and_only_if_it_is_right() -> None:
-    """A rewrap receives it after commitment and MAC were verified."""
+def test_the_dek_is_kept_for_those_who_ask() -> None:
+    """A rewrap receives it, and what fails raises before anybody could use it."""
     vault = Vault(ONE)
     capsule, _ = split(seal(vault))
     altered = capsule[:-1] + bytes((capsule[-1] ^ 1,))
-    kept, not_kept = bytearray(), bytearray()
+    kept = Unlocked()
 
-    unlock(capsule, vault.unwrap, keep_dek=kept)
+    core.unlock(capsule, vault.unwrap, keep=kept)
+    assert kept.dek == DEK
     with pytest.raises(IntegrityError):
-        unlock(altered, vault.unwrap, keep_dek=not_kept)
+        core.unlock(altered, vault.unwrap)
+    kept.wipe()
+    assert kept.dek == bytes(32)
 
-    assert kept == DEK
-    assert not_kept == b""
+
+# --- thresholds ----------------------------------------------------------------------------------
 
 
-def test_a_threshold_that_is_not_supported_is_refused_before_any_key_service() -> None:
-    """Shares are wrapped under contexts of their own: asking with another one is in vain."""
-    value = Capsule(
-        1,
-        2,
-        0,
-        Keys(DEK, SCOPE).commitment,
-        SCOPE,
-        (
-            Recipient("a:1", WRAP_ALG, b"a", 1, bytes(16)),
-            Recipient("b:1", WRAP_ALG, b"b", 2, bytes(16)),
-        ),
+def split_dek(vault: Vault, indexes: Sequence[int], threshold: int = 2) -> bytes:
+    """A capsule whose recipients hold shares."""
+    keys = Keys(DEK, SCOPE)
+    shares = Shares.of(DEK, threshold, indexes)
+    uris = [ONE, TWO, THREE][: len(indexes)]
+    wraps = []
+    for uri, index in zip(uris, indexes, strict=True):
+        share, context = shares.bound(keys, index)
+        wraps.append(shares.wrapped(vault.wrap(uri, bytes(share), context), index))
+    return core.new_capsule(keys, wraps, threshold=threshold)
+
+
+def test_as_many_shares_as_the_threshold_open_and_fewer_do_not() -> None:
+    """Any two of three, whichever they are; one says nothing."""
+    sealed = split_dek(Vault(ONE, TWO, THREE), [7, 200, 3]) + seal_message(
+        Keys(DEK, SCOPE), PLAINTEXT, CONTEXT
     )
-    sealed = sign_capsule(value, Keys(DEK, SCOPE)) + seal_message(Keys(DEK, SCOPE), b"", CONTEXT)
+    for pair in ((ONE, TWO), (TWO, THREE), (ONE, THREE)):
+        assert open_envelope(sealed, CONTEXT, Vault(*pair).unwrap) == PLAINTEXT
+    for uri in (ONE, TWO, THREE):
+        with pytest.raises(IntegrityError):
+            open_envelope(sealed, CONTEXT, Vault(uri).unwrap)
 
-    with pytest.raises((UnsupportedVersion, UnsupportedOperation)):
-        open_envelope(sealed, CONTEXT, never)
+
+def test_a_bad_share_is_told_by_its_check_and_another_one_is_asked() -> None:
+    """One recipient that returns something else does not spoil the others."""
+    vault = Vault(ONE, TWO, THREE)
+    capsule = split_dek(vault, [1, 2, 3])
+    value = parse_capsule(capsule)
+    context = wrap_context(SCOPE, value.key_id, 1, value.recipients[0].share_index, 2)
+    bad = vault.wrap(value.recipients[0].key_uri, bytes(32), context)
+    first = evolve(value.recipients[0], blob=bad.data)
+    spoiled = sign_capsule(
+        evolve(value, recipients=(first, *value.recipients[1:])), Keys(DEK, SCOPE)
+    )
+    message = seal_message(Keys(DEK, SCOPE), PLAINTEXT, CONTEXT)
+
+    assert open_envelope(spoiled + message, CONTEXT, vault.unwrap) == PLAINTEXT
+    assert vault.calls == 3
+
+
+def test_good_shares_of_something_else_end_the_search() -> None:
+    """Every share fits its check, and together they are another DEK: altered."""
+    vault = Vault(ONE, TWO)
+    value = parse_capsule(split_dek(vault, [1, 2]))
+    altered = sign_capsule(evolve(value, commitment=bytes(32)), Keys(DEK, SCOPE))
+    with pytest.raises(IntegrityError):
+        core.unlock(altered, vault.unwrap)
 
 
 # --- one body, two keys --------------------------------------------------------------------------
@@ -896,7 +971,7 @@ def test_missing_recipients_are_recorded_with_room_for_them() -> None:
     for uri in missing:
         left = [other for other in value.missing if other != uri]
         added = [Ciphertext(bytes(WRAP_ROOM), uri)]
-        repaired = rewrap_capsule(capsule, value, KEYS, added=added, removed=(), missing=left)
+        repaired = rewrap_capsule(capsule, KEYS, added=added, removed=(), missing=left)
         assert len(repaired) == len(capsule)
         capsule, value = repaired, parse_capsule(repaired)
 
@@ -925,11 +1000,11 @@ def test_a_rewrap_leaves_body_key_and_scope_alone() -> None:
     sealed = seal(old)
     capsule, body = split(sealed)
     value = parse_capsule(capsule)
-    dek = bytearray()
-    keys = unlock(capsule, Vault(ONE).unwrap, keep_dek=dek)
-    added = new.wraps(bytes(dek), keys.scope)
+    kept = Unlocked()
+    keys = core.unlock(capsule, Vault(ONE).unwrap, keep=kept)
+    added = new.wraps(bytes(kept.dek), keys.scope)
 
-    rewrapped = rewrap_capsule(capsule, value, keys, added=added, removed=[ONE], missing=())
+    rewrapped = rewrap_capsule(capsule, keys, added=added, removed=[ONE], missing=())
 
     assert open_envelope(rewrapped + body, CONTEXT, new.unwrap) == PLAINTEXT
     assert open_envelope(rewrapped + body, CONTEXT, Vault(TWO).unwrap) == PLAINTEXT
@@ -962,7 +1037,6 @@ def test_a_rewrap_keeps_what_it_does_not_know() -> None:
     after = parse_capsule(
         rewrap_capsule(
             capsule,
-            parse_capsule(capsule),
             KEYS,
             added=[Ciphertext(b"two", TWO)],
             removed=(),
@@ -987,7 +1061,6 @@ def test_recipients_after_a_rewrap(
     def rewrap() -> bytes:
         return rewrap_capsule(
             capsule,
-            parse_capsule(capsule),
             KEYS,
             added=[Ciphertext(bytes(size), uri) for uri in added],
             removed=removed,
@@ -1016,17 +1089,13 @@ def test_a_rewrap_leaves_somebody_who_can_open() -> None:
     capsule = new_capsule(KEYS, [Ciphertext(b"1", ONE), Ciphertext(b"2", TWO)])
 
     with pytest.raises(InvalidRequest, match="at least one recipient"):
-        rewrap_capsule(
-            capsule, parse_capsule(capsule), KEYS, added=(), removed=[ONE, TWO], missing=[THREE]
-        )
+        rewrap_capsule(capsule, KEYS, added=(), removed=[ONE, TWO], missing=[THREE])
 
 
 def test_a_rewrapped_capsule_shrinks_only_in_content() -> None:
     """What a removed recipient took is padded, so that it can be written in place."""
     capsule = new_capsule(KEYS, [Ciphertext(b"1", ONE), Ciphertext(bytes(500), TWO)])
-    after = rewrap_capsule(
-        capsule, parse_capsule(capsule), KEYS, added=(), removed=[TWO], missing=()
-    )
+    after = rewrap_capsule(capsule, KEYS, added=(), removed=[TWO], missing=())
 
     assert len(after) == len(capsule)
     assert parse_capsule(after).padding == 7 + len(TWO) + 500 - 4
@@ -1036,9 +1105,7 @@ def test_a_rewrapped_capsule_grows_where_it_must() -> None:
     """Without enough padding it gets longer, and no new padding."""
     capsule = new_capsule(KEYS, [Ciphertext(b"1", ONE)])
     added = [Ciphertext(b"22", TWO)]
-    after = rewrap_capsule(
-        capsule, parse_capsule(capsule), KEYS, added=added, removed=(), missing=()
-    )
+    after = rewrap_capsule(capsule, KEYS, added=added, removed=(), missing=())
 
     assert len(after) == len(capsule) + 7 + len(TWO) + 2
     assert parse_capsule(after).padding is None
@@ -1065,28 +1132,16 @@ def test_two_wraps_added_under_one_key_are_one_recipient() -> None:
     """As in a new capsule: two instances may reach one key by two endpoints."""
     capsule = new_capsule(KEYS, [Ciphertext(b"1", ONE)])
     added = [Ciphertext(b"2", TWO), Ciphertext(b"3", TWO)]
-    after = parse_capsule(
-        rewrap_capsule(capsule, parse_capsule(capsule), KEYS, added=added, removed=(), missing=())
-    )
+    after = parse_capsule(rewrap_capsule(capsule, KEYS, added=added, removed=(), missing=()))
 
     assert [recipient.key_uri for recipient in after.recipients] == [ONE, TWO]
 
 
-def test_shares_are_not_rewrapped_as_if_they_were_the_dek() -> None:
-    """A capsule with a threshold is refused whether wraps are added or removed."""
-    value = Capsule(
-        1,
-        2,
-        0,
-        KEYS.commitment,
-        SCOPE,
-        tuple(Recipient(f"a:{n}", WRAP_ALG, b"s", n, bytes(16)) for n in (1, 2, 3)),
-    )
-    capsule = sign_capsule(value, KEYS)
-
-    for added, removed in (([Ciphertext(b"x", "b:1")], []), ([], ["a:1"])):
-        with pytest.raises(KMSError):
-            rewrap_capsule(capsule, value, KEYS, added=added, removed=removed, missing=())
+def test_a_rewrap_leaves_as_many_recipients_as_the_threshold() -> None:
+    """Fewer could never open anything."""
+    capsule = split_dek(Vault(ONE, TWO), [1, 2])
+    with pytest.raises(InvalidRequest, match="at least 2 recipients"):
+        rewrap_capsule(capsule, KEYS, added=[], removed=[ONE], missing=())
 
 
 # --- text form -----------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "context", "types", "uri", "breaker"),
-    ("hookspecs", "aead", "header", "memory", "shamir", "workers"),
-    ("plugins", "stream", "cache", "capsules", "offline", "policy"),
-    ("relay", "envelope"),
+    ("hookspecs", "aead", "files", "header", "memory", "shamir", "workers"),
+    ("plugins", "stream", "cache", "capsules", "offline"),
+    ("relay", "envelope", "parallel"),
     ("routing",),
     ("config", "observe", "rewrap", "health"),
     ("settings", "lifecycle", "client", "async_client"),

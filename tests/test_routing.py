@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -73,9 +73,19 @@ def counts(made: Mapping[str, Faulty], hook: str) -> dict[str, int]:
     return {name: provider.count(hook) for name, provider in made.items()}
 
 
+def parts(*names: str) -> dict[str, tuple[bytes, Context]]:
+    """The same DEK for everybody."""
+    return dict.fromkeys(names, (DEK, CONTEXT))
+
+
+def bound(ciphertexts: Sequence[Ciphertext]) -> list[tuple[Ciphertext, Context]]:
+    """Each with the context it was bound to."""
+    return [(ciphertext, CONTEXT) for ciphertext in ciphertexts]
+
+
 def wrap(router: Router, quorum: Quorum = ANY) -> list[str]:
     """Seal a DEK to everybody; who holds it then."""
-    result = router.wrap(DEK, CONTEXT, list(router.relays), quorum)
+    result = router.wrap(parts(*router.relays), quorum)
     return [str(wrap.instance) for wrap in result.wraps]
 
 
@@ -91,7 +101,7 @@ def relays_of(router: Router, *names: str) -> list[Relay]:
 
 def unwrap(router: Router, ciphertexts: list[Ciphertext], **options: Any) -> bytes:
     """Whatever the router finds behind these."""
-    return router.unwrap(ciphertexts, CONTEXT, bytes, **options)
+    return router.unwrap(bound(ciphertexts), lambda _, dek: bytes(dek), **options)
 
 
 def after(event: threading.Event) -> Fault:
@@ -178,7 +188,7 @@ def test_those_who_failed_are_left_out_on_record() -> None:
     made = services("a", "b", "c")
     made["b"].always("encrypt", DOWN)
     with router_for(made) as router:
-        result = router.wrap(DEK, CONTEXT, ["a", "b", "c"], ANY)
+        result = router.wrap(parts("a", "b", "c"), ANY)
     assert [wrap.instance for wrap in result.wraps] == ["a", "c"]
     assert [(attempt.instance, type(attempt.error)) for attempt in result.failures] == [
         ("b", Unavailable)
@@ -272,7 +282,7 @@ def test_wrapping_for_each_takes_what_it_gets() -> None:
     made = services("a", "b")
     made["a"].always("encrypt", DOWN)
     with router_for(made) as router:
-        result = router.wrap_each(DEK, CONTEXT, ["a", "b"])
+        result = router.wrap_each(parts("a", "b"))
         assert [wrap.instance for wrap in result.wraps] == ["b"]
         assert [attempt.instance for attempt in result.failures] == ["a"]
 
@@ -297,7 +307,7 @@ def test_a_straggler_is_left_out_on_record_and_counts_as_a_time_out() -> None:
     with hanging() as hang, router_for(made, breaker=OPENS_AT_ONCE) as router:
         made["slow"].always("encrypt", hang.fault)
         made["fast"].always("encrypt", after(hang.entered))
-        result = router.wrap(DEK, CONTEXT, ["fast", "slow"], evolve(ANY, straggler_wait=MOMENT))
+        result = router.wrap(parts("fast", "slow"), evolve(ANY, straggler_wait=MOMENT))
         (attempt,) = result.failures
         assert (attempt.instance, type(attempt.error)) == ("slow", DeadlineExceeded)
         assert attempt.error.instance == "slow"
@@ -835,27 +845,27 @@ def test_a_wrong_answer_that_authenticates_is_bad_as_well() -> None:
     made = services("a", "b")
     made["a"].always("decrypt", returning(bytearray(32)))
 
-    def accept(dek: bytes | bytearray) -> bytes:
+    def accept(_: Ciphertext, dek: bytes | bytearray) -> bytes:
         if dek != DEK:
             raise InvalidCiphertext("another key")
         return bytes(dek)
 
     with router_for(made) as router:
-        assert router.unwrap(wraps_of(router), CONTEXT, accept) == DEK
+        assert router.unwrap(bound(wraps_of(router)), accept) == DEK
         made["b"].always("decrypt", returning(bytearray(32)))
         with pytest.raises(IntegrityError):
-            router.unwrap(wraps_of(router), CONTEXT, accept)
+            router.unwrap(bound(wraps_of(router)), accept)
 
 
 def test_the_right_key_in_an_altered_envelope_ends_the_search() -> None:
     """No other recipient can make it whole."""
     made = services("a", "b")
 
-    def refuse(dek: bytes | bytearray) -> bytes:
+    def refuse(_: Ciphertext, dek: bytes | bytearray) -> bytes:
         raise IntegrityError
 
     with router_for(made) as router, pytest.raises(IntegrityError):
-        router.unwrap(wraps_of(router), CONTEXT, refuse)
+        router.unwrap(bound(wraps_of(router)), refuse)
     assert counts(made, "decrypt") == {"a": 1, "b": 0}
 
 
@@ -869,7 +879,7 @@ def test_an_answer_is_wiped_once_it_was_used(outcome: str) -> None:
     answer = bytearray(DEK)
     made["a"].always("decrypt", returning(answer))
 
-    def accept(dek: bytes | bytearray) -> bytes:
+    def accept(_: Ciphertext, dek: bytes | bytearray) -> bytes:
         assert dek == DEK
         if outcome == "refused":
             raise IntegrityError
@@ -878,10 +888,10 @@ def test_an_answer_is_wiped_once_it_was_used(outcome: str) -> None:
     with router_for(made) as router:
         wraps = wraps_of(router)
         if outcome == "accepted":
-            assert router.unwrap(wraps, CONTEXT, accept) == DEK
+            assert router.unwrap(bound(wraps), accept) == DEK
         else:
             with pytest.raises(IntegrityError):
-                router.unwrap(wraps, CONTEXT, accept)
+                router.unwrap(bound(wraps), accept)
     assert answer == bytes(32)
 
 

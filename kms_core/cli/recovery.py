@@ -26,7 +26,7 @@ public_key = {public}
 # Only where envelopes are to be opened:
 # private_key = {private}
 """
-_PASSPHRASE: Final = '# passphrase = {{ env = "{variable}" }}\n'
+_UNLOCKING: Final = '# passphrase = {{ env = "{variable}" }}\n'
 _ANY_VARIABLE: Final = "RECOVERY_PASSPHRASE"  # for the table, where the passphrase was typed
 
 
@@ -102,7 +102,7 @@ def keygen(
         click.echo(f"wrote {printable(str(path))}: {what}", err=True)
     click.echo(_table(key, private, public), nl=False)
     if passphrase is not None:
-        click.echo(_PASSPHRASE.format(variable=passphrase_env or _ANY_VARIABLE), nl=False)
+        click.echo(_UNLOCKING.format(variable=passphrase_env or _ANY_VARIABLE), nl=False)
 
 
 @recovery.command()

@@ -476,6 +476,7 @@ def decrypt(key: bytes, iv: bytes, sealed: bytes, associated: bytes) -> bytes:
 
 def open_text(text: str, context: Mapping[str, str], keys: Keys) -> bytes:
     """The plaintext of an envelope in its text form."""
+    require("=" not in text, "padded base64url")
     padded = text.encode() + b"=" * (-len(text) % 4)
     try:
         envelope = base64.b64decode(padded, altchars=b"-_", validate=True)
