@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from kms_core.aead import wipe as wipe
     from kms_core.async_client import AsyncKms as AsyncKms
     from kms_core.breaker import BreakerPolicy as BreakerPolicy
+    from kms_core.capsules import CapsuleStore as CapsuleStore
+    from kms_core.capsules import FileCapsules as FileCapsules
+    from kms_core.capsules import MemoryCapsules as MemoryCapsules
+    from kms_core.capsules import SqliteCapsules as SqliteCapsules
     from kms_core.client import Kms as Kms
     from kms_core.context import Context as Context
     from kms_core.envelope import EnvelopeInfo as EnvelopeInfo
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from kms_core.errors import Unavailable as Unavailable
     from kms_core.errors import UnsupportedOperation as UnsupportedOperation
     from kms_core.errors import UnsupportedVersion as UnsupportedVersion
+    from kms_core.errors import correlation_id as correlation_id
     from kms_core.hookspecs import hookimpl as hookimpl
     from kms_core.routing import CallPolicy as CallPolicy
     from kms_core.settings import EnvelopePolicy as EnvelopePolicy
@@ -58,18 +63,20 @@ if TYPE_CHECKING:
     from kms_core.types import InstanceHealth as InstanceHealth
     from kms_core.types import InstanceInfo as InstanceInfo
     from kms_core.types import KeyInfo as KeyInfo
+    from kms_core.types import KeyState as KeyState
     from kms_core.types import PluginInfo as PluginInfo
+    from kms_core.types import Protection as Protection
     from kms_core.types import Provider as Provider
     from kms_core.types import PublicKey as PublicKey
     from kms_core.types import Secret as Secret
     from kms_core.types import Signature as Signature
-    from kms_core.types import correlation_id as correlation_id
 
 _HOME = {
     "aead": ("bind_context", "unbind_context", "wipe"),
     "async_client": ("AsyncKms",),
     "breaker": ("BreakerPolicy",),
     "client": ("Kms",),
+    "capsules": ("CapsuleStore", "FileCapsules", "MemoryCapsules", "SqliteCapsules"),
     "context": ("Context",),
     "envelope": ("EnvelopeInfo", "RecipientInfo", "inspect", "is_sealed"),
     "errors": (
@@ -96,6 +103,7 @@ _HOME = {
         "Unavailable",
         "UnsupportedOperation",
         "UnsupportedVersion",
+        "correlation_id",
     ),
     "hookspecs": ("hookimpl",),
     "routing": ("CallPolicy",),
@@ -111,12 +119,13 @@ _HOME = {
         "InstanceHealth",
         "InstanceInfo",
         "KeyInfo",
+        "KeyState",
         "PluginInfo",
+        "Protection",
         "Provider",
         "PublicKey",
         "Secret",
         "Signature",
-        "correlation_id",
     ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -1,6 +1,6 @@
 """The cryptography: key schedule, AES-256-GCM, and binding a context where a service cannot.
 
-The only core module that imports ``cryptography``.  Constructions and labels are those of
+Constructions and labels are those of
 docs/format.md, sections 2, 5 and 6: HKDF-Expand with SHA-512 (RFC 5869) and AES-256-GCM
 (NIST SP 800-38D) with 12-byte IVs and 16-byte tags.
 """

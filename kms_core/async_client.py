@@ -8,15 +8,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from io import BufferedIOBase
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import IO, Any, Literal, Self, overload
 
 from kms_core.breaker import BreakerSnapshot
 from kms_core.client import ContextLike, Data, Kms
 from kms_core.context import Context
 from kms_core.envelope import EnvelopeInfo
+from kms_core.header import DEFAULT_SEGMENT_LOG2
 from kms_core.settings import Settings
+from kms_core.stream import StreamWriter
 from kms_core.types import Ciphertext, DataKey, HealthReport, PluginInfo
+
+Path = str | os.PathLike[str]
 
 
 class AsyncKms:
@@ -103,6 +108,76 @@ class AsyncKms:
         """As ``Kms.rewrap``."""
         return await asyncio.to_thread(
             self._kms.rewrap, sealed, add=add, remove=remove, repair=repair
+        )
+
+    async def sealing(
+        self,
+        destination: IO[bytes],
+        context: ContextLike = None,
+        *,
+        stored_context: ContextLike = None,
+        inline: bool = True,
+        segment_bytes: int = 1 << DEFAULT_SEGMENT_LOG2,
+    ) -> StreamWriter:
+        """As ``Kms.sealing``; the writer itself is an ordinary one."""
+        return await asyncio.to_thread(
+            self._kms.sealing,
+            destination,
+            context,
+            stored_context=stored_context,
+            inline=inline,
+            segment_bytes=segment_bytes,
+        )
+
+    async def opening(self, source: IO[bytes], context: ContextLike = None) -> BufferedIOBase:
+        """As ``Kms.opening``; the reader itself is an ordinary one."""
+        return await asyncio.to_thread(self._kms.opening, source, context)
+
+    async def seal_file(
+        self,
+        source: Path,
+        destination: Path,
+        context: ContextLike = None,
+        *,
+        stored_context: ContextLike = None,
+        inline: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """As ``Kms.seal_file``."""
+        await asyncio.to_thread(
+            self._kms.seal_file,
+            source,
+            destination,
+            context,
+            stored_context=stored_context,
+            inline=inline,
+            progress=progress,
+        )
+
+    async def open_file(
+        self,
+        source: Path,
+        destination: Path,
+        context: ContextLike = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """As ``Kms.open_file``."""
+        await asyncio.to_thread(
+            self._kms.open_file, source, destination, context, progress=progress
+        )
+
+    async def rewrap_file(
+        self,
+        path: Path,
+        *,
+        add: str | Sequence[str] = (),
+        remove: str | Sequence[str] = (),
+        repair: bool = True,
+    ) -> bool:
+        """As ``Kms.rewrap_file``."""
+        return await asyncio.to_thread(
+            self._kms.rewrap_file, path, add=add, remove=remove, repair=repair
         )
 
     async def encrypt(

@@ -34,7 +34,7 @@ from kms_core.files import NewFile
 from kms_core.observe import Observers
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Emit, Relay, domain_of
-from kms_core.routing import Quorum, Router
+from kms_core.routing import Deadline, Quorum, Router
 from kms_core.settings import InstanceConfig, Settings
 from kms_core.stream import StreamWriter, write_all
 from kms_core.types import (
@@ -178,6 +178,7 @@ class Kms:
         """
         with self._told("seal") as outcome:
             plaintext = _data(data)
+            envelope.check_size(plaintext)
             supplied, stored = _context(context), _optional_context(stored_context)
             new = self._new_key(supplied, stored)
             outcome.missing = new.missing
@@ -411,7 +412,9 @@ class Kms:
         relays = self._router.relays
         answers = self._router.ask_all(Relay.health, self._settings.calls.health_timeout)
         well = {
-            name: relays[name].key_uri for name, said in answers.items() if health.is_well(said)
+            name: relays[name].key_uri
+            for name, said in answers.items()
+            if health.is_well(said) and relays[name].breaker.state != "open"
         }
         recipients = self._settings.recipients
         return health.report(
@@ -502,7 +505,7 @@ class Kms:
             )
         self._check_domains(uris)
         self._check_require_pq()
-        worst = sum(map(envelope.room_for, uris.values())) + header.MAX_SCOPE_BYTES
+        worst = sum(map(envelope.worst_case, uris.values())) + header.MAX_SCOPE_BYTES
         if worst > header.MAX_CAPSULE_BYTES:
             raise ConfigError(f"{source}: [envelope] recipients: so many do not fit into a capsule")
 
@@ -588,6 +591,7 @@ class Kms:
         accept: envelope.Accept,
         *,
         threshold: int,
+        deadline: Deadline | None = None,
     ) -> Keys:
         """Unwrap through the recipients that this reader's policy allows."""
         policy = self._settings.envelope
@@ -603,7 +607,7 @@ class Kms:
         ]
         if len(allowed) < threshold:
             raise PolicyDenied("envelope.allow_public_key_wraps = false leaves too few recipients")
-        return self._router.unwrap(allowed, accept, threshold=threshold)
+        return self._router.unwrap(allowed, accept, threshold=threshold, deadline=deadline)
 
     def _scope(self, supplied: Context, stored: Context | None) -> Context:
         """The context entries that go to the services as well."""

@@ -28,7 +28,7 @@ FILE_NAME: Final = "kms.toml"
 TABLES: Final = ("instances", "envelope", "breaker", "calls", "plugins", "cache", "audit")
 MAX_FILE_BYTES: Final = 1 << 20  # a configuration is written by hand; more is a mistake
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(ms|s|m|h|d)")
 _FOR_EVER: Final = 1e12  # seconds
 
 
@@ -148,14 +148,15 @@ def _reason(error: Exception) -> str:
 
 
 def _convert(value: Any, hint: Any, where: str, raw: Raw) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    options = typing.get_args(hint) if union else (hint,)
     if value is None and types.NoneType in options:
         return None
     target = next(option for option in options if option is not types.NoneType)
     if target is Secret:
         return _secret(value, where, raw)
     if target is Path and isinstance(value, str | Path):
-        return raw.base / Path(value).expanduser()
+        return _path(value, where, raw)
     return _plain(value, target, where)
 
 
@@ -168,7 +169,9 @@ def _plain(value: Any, target: Any, where: str) -> Any:
     if typing.get_origin(target) is typing.Literal:
         return _choice(value, typing.get_args(target), where)
     if not _is(value, target):
-        raise ConfigError(f"{where}: must be {_kind_of(target)}, not {_kind(value)}")
+        whole = target is int and isinstance(value, float)
+        expected = "a whole number" if whole else _kind_of(target)
+        raise ConfigError(f"{where}: must be {expected}, not {_kind(value)}")
     return value
 
 
@@ -199,6 +202,13 @@ def _duration(value: Any, where: str) -> Duration:
     return Duration(float(match[1]) * _UNITS[match[2]])
 
 
+def _path(value: str | Path, where: str, raw: Raw) -> Path:
+    try:
+        return raw.base / Path(value).expanduser()
+    except RuntimeError as exc:  # no such user
+        raise ConfigError(f"{where}: {exc}") from exc
+
+
 def _secret(value: Any, where: str, raw: Raw) -> Secret:
     if isinstance(value, Secret):
         return value
@@ -212,7 +222,7 @@ def _secret(value: Any, where: str, raw: Raw) -> Secret:
         if not found:
             raise ConfigError(f"{where}: environment variable {value['env']} is not set")
         return Secret(found)
-    path = raw.base / Path(str(value["file"])).expanduser()
+    path = _path(str(value["file"]), where, raw)
     try:
         text = path.read_text().rstrip("\r\n")
     except (OSError, UnicodeDecodeError):

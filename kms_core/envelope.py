@@ -207,6 +207,11 @@ def room_for(key_uri: str) -> int:
     return _RECIPIENT_FRAMING + len(key_uri) + WRAP_ROOM
 
 
+def worst_case(key_uri: str) -> int:
+    """The most that a configured recipient takes, present or missing."""
+    return room_for(key_uri) + 2 + len(key_uri)
+
+
 def sign_capsule(capsule: Capsule, keys: Keys) -> bytes:
     """The capsule's bytes with their MAC, parsed back to prove that a reader takes them."""
     unsigned = capsule.unsigned()
@@ -304,16 +309,22 @@ def seal_message(
 ) -> bytes:
     """M under a fresh subkey: the message without its capsule."""
     _check_stored(stored_context)
-    if len(plaintext) > MAX_PLAINTEXT_BYTES:
-        raise InvalidRequest(
-            f"a one-shot message holds at most {MAX_PLAINTEXT_BYTES} bytes, not {len(plaintext)}"
-        )
+    check_size(plaintext)
     kind = KIND_MESSAGE if stored_context is None else KIND_MESSAGE | STORES_CONTEXT
     header = MessageHeader(
         kind, keys.suite, keys.key_id, random(SALT_BYTES), random(IV_BYTES), stored_context, size=0
     )
     aead = keys.one_shot(kind, header.salt)
     return header.encode() + aead.encrypt(header.iv, plaintext, _aad(header, context))
+
+
+def check_size(plaintext: bytes) -> None:
+    """Raise ``InvalidRequest`` for more than one message holds."""
+    if len(plaintext) > MAX_PLAINTEXT_BYTES:
+        raise InvalidRequest(
+            f"a one-shot message holds at most {MAX_PLAINTEXT_BYTES} bytes, not {len(plaintext)}: "
+            "sealing() takes more"
+        )
 
 
 def open_message(keys: Keys, header: MessageHeader, message: bytes, context: Context) -> bytes:

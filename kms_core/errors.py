@@ -32,12 +32,17 @@ material or context values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from typing import Self
 
     from kms_core.types import Attempt
+
+
+#: Set it around a request, and every event and error of that request carries it.
+correlation_id: Final[ContextVar[str | None]] = ContextVar("kms_core_correlation_id", default=None)
 
 
 class KMSError(Exception):
@@ -59,6 +64,10 @@ class KMSError(Exception):
     operation: str | None = None
     key: str | None = None
     correlation_id: str | None = None
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.correlation_id = correlation_id.get()
 
     def __str__(self) -> str:
         where = ".".join(part for part in (self.instance, self.operation) if part)

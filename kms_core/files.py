@@ -100,10 +100,10 @@ class NewFile:
         try:
             # given a folder, Python calls linkat(), which alone follows the link in /proc
             unnamed = f"/proc/self/fd/{self._descriptor}"
+            self._named = True  # before it is true, so that no interruption comes in between
             os.link(unnamed, self._temporary, src_dir_fd=folder, follow_symlinks=True)
         finally:
             os.close(folder)
-        self._named = True
 
     def _forget(self) -> None:
         if self._named:
@@ -124,6 +124,6 @@ def _sync_folder(folder: Path) -> None:
 def is_regular(stream: IO[Any]) -> bool:
     """Whether a stream is a file whose parts can be read at offsets."""
     try:
-        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and hasattr(os, "pread")
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and hasattr(os, "preadv")
     except (OSError, AttributeError, ValueError):
         return False

@@ -42,4 +42,7 @@ def _instance(relay: Relay, answer: Answer) -> InstanceHealth:
     breaker = relay.breaker.state
     if isinstance(said, KMSError):
         return InstanceHealth("unhealthy", breaker, None, f"{said.code}: {said}")
+    if said.ok and breaker == "open":
+        reason = f"well again, but its breaker is open for {relay.breaker.retry_after:.1f} s more"
+        return InstanceHealth("degraded", breaker, seconds, reason)
     return InstanceHealth("healthy" if said.ok else "unhealthy", breaker, seconds, said.reason)

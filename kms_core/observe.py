@@ -15,8 +15,9 @@ from typing import Final
 import pluggy
 from attrs import evolve
 
+from kms_core.errors import correlation_id
 from kms_core.hookspecs import PROJECT, PluginSpec
-from kms_core.types import Event, correlation_id
+from kms_core.types import Event
 
 _log = logging.getLogger("kms_core")
 _log.addHandler(logging.NullHandler())

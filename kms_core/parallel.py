@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, Final
 
-from kms_core.aead import StreamKey
+from kms_core.aead import StreamKey, wipe
 from kms_core.errors import IntegrityError
 from kms_core.files import is_regular
 from kms_core.stream import (
@@ -47,20 +48,20 @@ def seal(
         with writer:
             _copy(plain, writer, progress)
         return
-    base = sealed.tell()
+    base, stride = sealed.tell(), segment_bytes + SEGMENT_OVERHEAD
     lock = threading.Lock()
 
     def work(first: int, end: int) -> None:
         sealer = SegmentSealer(key, segment_bytes)
-        chunk = memoryview(bytearray(segment_bytes))
-        for index in range(first, end):
-            got = _read_at(plain.fileno(), chunk, index * segment_bytes)
-            final = index == size // segment_bytes
-            if got != (size % segment_bytes if final else segment_bytes):
-                raise OSError("the file changed while it was being sealed")
-            segment = sealer.seal(index, chunk[:got], final=final)
-            _write_at(sealed.fileno(), segment, base + index * (segment_bytes + SEGMENT_OVERHEAD))
-            _tell(progress, got, lock)
+        with _plaintext(segment_bytes) as chunk:
+            for index in range(first, end):
+                got = _read_at(plain.fileno(), chunk, index * segment_bytes)
+                final = index == size // segment_bytes
+                if got != (size % segment_bytes if final else segment_bytes):
+                    raise OSError("the file changed while it was being sealed")
+                segment = sealer.seal(index, chunk[:got], final=final)
+                _write_at(sealed.fileno(), segment, base + index * stride)
+                _tell(progress, got, lock)
 
     _on_threads(work, size // segment_bytes + 1)
 
@@ -77,15 +78,15 @@ def open_(reader: io.BufferedIOBase, plain: IO[bytes], progress: Progress | None
 
     def work(first: int, end: int) -> None:
         segment = memoryview(bytearray(stride))
-        chunk = memoryview(bytearray(layout.segment_bytes))
-        for index in range(first, end):
-            got = _read_at(layout.descriptor, segment, layout.base + index * stride)
-            final = index == segments - 1
-            if (got < stride) != final:
-                raise IntegrityError
-            size = open_segment(layout.key, index, segment[:got], chunk, final=final)
-            _write_at(plain.fileno(), chunk[:size], index * layout.segment_bytes)
-            _tell(progress, size, lock)
+        with _plaintext(layout.segment_bytes) as chunk:
+            for index in range(first, end):
+                got = _read_at(layout.descriptor, segment, layout.base + index * stride)
+                final = index == segments - 1
+                if (got < stride) != final:
+                    raise IntegrityError
+                size = open_segment(layout.key, index, segment[:got], chunk, final=final)
+                _write_at(plain.fileno(), chunk[:size], index * layout.segment_bytes)
+                _tell(progress, size, lock)
 
     _on_threads(work, segments)
 
@@ -111,8 +112,12 @@ def _on_threads(work: Callable[[int, int], None], segments: int) -> None:
     try:
         run(middle, segments)
     finally:
-        stop.set() if errors else None
-        helper.join()
+        while helper.is_alive():
+            try:
+                helper.join()
+            except BaseException as exc:  # noqa: BLE001  it must end before its files are closed
+                errors.append(exc)
+                stop.set()
     if errors:
         raise errors[0]
 
@@ -122,10 +127,20 @@ def _copy(
     destination: IO[bytes] | io.RawIOBase,
     progress: Progress | None,
 ) -> None:
-    buffer = memoryview(bytearray(_COPY_BYTES))
-    while size := read_full(source, buffer):
-        write_all(destination, buffer[:size])
-        _tell(progress, size)
+    with _plaintext(_COPY_BYTES) as buffer:
+        while size := read_full(source, buffer):
+            write_all(destination, buffer[:size])
+            _tell(progress, size)
+
+
+@contextmanager
+def _plaintext(size: int) -> Iterator[memoryview]:
+    """A buffer that is zeroed after use."""
+    buffer = bytearray(size)
+    try:
+        yield memoryview(buffer)
+    finally:
+        wipe(buffer)
 
 
 def _tell(progress: Progress | None, size: int, lock: threading.Lock | None = None) -> None:

@@ -28,7 +28,6 @@ from kms_core.types import (
     InstanceInfo,
     KeyInfo,
     Provider,
-    correlation_id,
 )
 from kms_core.uri import encode_key_uri, provider_type
 from kms_core.workers import Workers
@@ -152,6 +151,10 @@ class Relay:
         """Make a new version of the configured key primary."""
         return self._invoke("rotate_key", _is_a(KeyInfo), key_id=self._key)
 
+    def annotated(self, error: KMSError, operation: str) -> KMSError:
+        """The error, saying whose and which call it is."""
+        return self._annotate(error, operation, error.key)
+
     def close(self) -> None:
         """Let the provider go.  What it raises then is of no use to anybody."""
         self.workers.close()
@@ -200,7 +203,6 @@ class Relay:
 
     def _annotate(self, error: KMSError, operation: str, key: str | None) -> KMSError:
         error.instance, error.operation, error.key = self.name, operation, key
-        error.correlation_id = correlation_id.get()
         return error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import IO, Final
 
 from attrs import frozen
@@ -20,7 +21,6 @@ from kms_core.context import Context
 from kms_core.envelope import (
     Shares,
     Unlocked,
-    Unwrap,
     Wrapped,
     read_capsule,
     rewrap_capsule,
@@ -39,7 +39,7 @@ from kms_core.errors import (
 )
 from kms_core.files import NewFile
 from kms_core.header import Capsule, parse_capsule
-from kms_core.routing import Part, Router
+from kms_core.routing import Deadline, Part, Router
 from kms_core.types import Attempt, Ciphertext
 
 CONFLICT_RETRIES: Final = 8  # whoever loses that often is racing a loop, not a colleague
@@ -65,18 +65,22 @@ class Rewrapped:
     unverified: tuple[str, ...]
 
 
-def rewrap(capsule_bytes: bytes, router: Router, unwrap: Unwrap, intent: Intent) -> Rewrapped:
+def rewrap(
+    capsule_bytes: bytes, router: Router, unwrap: Callable[..., Keys], intent: Intent
+) -> Rewrapped:
     """Carry out ``intent`` on a capsule; the same bytes if there is nothing to do.
 
     Raises ``AllInstancesFailed`` if a recipient to be added, or every missing one, cannot be
     reached, and ``InvalidRequest`` if the intent makes no sense; then nothing has changed.
+    ``unwrap`` is an ``envelope.Unwrap`` that also takes a ``deadline``, which all steps share.
     """
     capsule = parse_capsule(capsule_bytes)
-    plan = _plan(capsule, router, intent)
+    deadline = router.deadline()
+    plan = _plan(capsule, router, intent, deadline)
     secrets = Unlocked()
     try:
-        keys = unlock(capsule_bytes, unwrap, keep=secrets)
-        added = _add(router, capsule, keys, secrets, plan)
+        keys = unlock(capsule_bytes, partial(unwrap, deadline=deadline), keep=secrets)
+        added = _add(router, capsule, keys, secrets, plan, deadline)
     finally:
         secrets.wipe()
     failed = {attempt.instance for attempt in added.failures}
@@ -106,13 +110,13 @@ class _Plan:
     foreign_missing: tuple[str, ...]
 
 
-def _plan(capsule: Capsule, router: Router, intent: Intent) -> _Plan:
+def _plan(capsule: Capsule, router: Router, intent: Intent, deadline: Deadline) -> _Plan:
     for name in intent.add:
         if name not in router.relays:
             known = ", ".join(router.relays)
             raise InvalidRequest(f"no instance {name!r} to add; known are {known}")
     present = [recipient.key_uri for recipient in capsule.recipients]
-    holders = router.holders([*present, *capsule.missing], list(router.relays))
+    holders = router.holders([*present, *capsule.missing], list(router.relays), deadline)
     held = {name: uris & set(present) for name, uris in holders.items()}
     for name in set(intent.remove) & router.relays.keys() - held.keys():
         raise Unavailable(
@@ -178,13 +182,20 @@ class _Added:
     unverified: tuple[str, ...] = ()
 
 
-def _add(router: Router, capsule: Capsule, keys: Keys, secrets: Unlocked, plan: _Plan) -> _Added:
+def _add(  # noqa: PLR0917  one call, and each is needed
+    router: Router,
+    capsule: Capsule,
+    keys: Keys,
+    secrets: Unlocked,
+    plan: _Plan,
+    deadline: Deadline,
+) -> _Added:
     if not plan.targets:
         return _Added()
     kept = [each for each in capsule.recipients if each.key_uri not in plan.removed]
     shares = _new_shares(capsule, secrets, [each.share_index for each in kept], len(plan.targets))
     try:
-        return _wrap_and_prove(router, capsule, keys, shares, plan.targets)
+        return _wrap_and_prove(router, keys, shares, plan.targets, deadline)
     finally:
         shares.wipe()
 
@@ -203,16 +214,16 @@ def _new_shares(capsule: Capsule, secrets: Unlocked, taken: Sequence[int], count
 
 
 def _wrap_and_prove(
-    router: Router, capsule: Capsule, keys: Keys, shares: Shares, targets: Sequence[str]
+    router: Router, keys: Keys, shares: Shares, targets: Sequence[str], deadline: Deadline
 ) -> _Added:
-    indexes = list(shares.parts) * len(targets) if capsule.threshold == 1 else list(shares.parts)
+    indexes = list(shares.parts) * (len(targets) if shares.threshold == 1 else 1)
     index_of = dict(zip(targets, indexes, strict=False))
     parts: dict[str, Part] = {name: shares.bound(keys, index) for name, index in index_of.items()}
-    result = router.wrap_each(parts)
+    result = router.wrap_each(parts, deadline)
     wraps, failures, unverified = [], list(result.failures), []
     for ciphertext in result.wraps:
         name = str(ciphertext.instance)
-        error = _prove(router, ciphertext, *parts[name])
+        error = _prove(router, ciphertext, *parts[name], deadline)
         if isinstance(error, AccessDenied | UnsupportedOperation):
             unverified.append(name)
         elif error is not None:
@@ -223,7 +234,11 @@ def _wrap_and_prove(
 
 
 def _prove(
-    router: Router, wrap: Ciphertext, expected: bytes | bytearray, context: Context
+    router: Router,
+    wrap: Ciphertext,
+    expected: bytes | bytearray,
+    context: Context,
+    deadline: Deadline,
 ) -> KMSError | None:
     """Unwrap what was just wrapped: why that failed, or ``None``."""
     check = share_check(expected)
@@ -234,7 +249,7 @@ def _prove(
         return True
 
     try:
-        router.unwrap([(wrap, context)], accept, only=wrap.instance)
+        router.unwrap([(wrap, context)], accept, only=wrap.instance, deadline=deadline)
     except AllInstancesFailed as exc:
         return exc.attempts[-1].error
     except KMSError as exc:

@@ -21,6 +21,7 @@ from kms_core.context import Context
 from kms_core.errors import (
     AllInstancesFailed,
     BreakerOpen,
+    ConfigError,
     DeadlineExceeded,
     IntegrityError,
     InvalidCiphertext,
@@ -50,6 +51,7 @@ _NO_EVIDENCE: Final = (
     PolicyDenied,
     InvalidRequest,
     UnsupportedOperation,
+    ConfigError,
 )
 
 
@@ -168,9 +170,9 @@ class Caller:
                 call.relay.breaker.fail(permit, timeout=True)
             else:
                 call.relay.breaker.release(permit)
-        error = DeadlineExceeded(f"no answer within {waited:.1f} s")
-        error.instance, error.operation = call.relay.name, call.operation
-        return error
+        return call.relay.annotated(
+            DeadlineExceeded(f"no answer within {waited:.1f} s"), call.operation
+        )
 
     def drop(self, call: Call[T]) -> None:
         """Let a call that is no longer needed run on, wipe what it brings, and keep its verdict.
@@ -202,7 +204,7 @@ class Caller:
         try:
             return call.relay.breaker.acquire()
         except BreakerOpen as exc:
-            exc.instance, exc.operation = call.relay.name, call.operation
+            call.relay.annotated(exc, call.operation)
             raise
 
     def _once(self, call: Call[T], work: Callable[[Relay], T]) -> T:
@@ -226,7 +228,10 @@ class Caller:
         except BaseException:
             breaker.release(permit)
             raise
-        breaker.succeed(permit)
+        if result is None:  # "not mine": no service was asked
+            breaker.release(permit)
+        else:
+            breaker.succeed(permit)
         return result
 
     def _retrying(
@@ -245,7 +250,7 @@ class Caller:
         def pause(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             asked = error.retry_after if isinstance(error, Throttled) else None
-            return jitter(state) if asked is None else asked
+            return jitter(state) if asked is None else max(0.0, asked)
 
         def stop(state: tenacity.RetryCallState) -> bool:
             return state.attempt_number >= attempts or pause(state) >= deadline.remaining()
@@ -257,6 +262,13 @@ class Caller:
             retry=tenacity.retry_if_exception(lambda exc: getattr(exc, "retryable", False)),
             reraise=True,
         )(again)
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError:
+        raise InvalidRequest("this Kms was closed while the call was waiting") from None
 
 
 def _discard(future: Future[Any]) -> None:
@@ -327,7 +339,7 @@ class Router:
         record.  Raises ``AllInstancesFailed`` if the quorum cannot be met.
         """
         names = list(parts)
-        wraps, failures = self._gather_wraps(parts, quorum)
+        wraps, failures = self._gather_wraps(parts, self.deadline(), quorum)
         if not self._enough(wraps, names, quorum):
             shortfall = self._shortfall(wraps, names, quorum)
             if not failures:
@@ -335,17 +347,16 @@ class Router:
             raise AllInstancesFailed(shortfall, _in_order(names, failures))
         return _wrap_result(names, wraps, failures)
 
-    def wrap_each(self, parts: Mapping[str, Part]) -> WrapResult:
-        """Let as many of the named instances wrap their parts as will do it."""
-        return _wrap_result(list(parts), *self._gather_wraps(parts, None))
+    def wrap_each(self, parts: Mapping[str, Part], deadline: Deadline) -> WrapResult:
+        """Let as many of the named instances wrap their parts as will do it in time."""
+        return _wrap_result(list(parts), *self._gather_wraps(parts, deadline, None))
 
     def _gather_wraps(
-        self, parts: Mapping[str, Part], quorum: Quorum | None
+        self, parts: Mapping[str, Part], deadline: Deadline, quorum: Quorum | None
     ) -> tuple[dict[str, Ciphertext], dict[str, Attempt]]:
         names = list(parts)
         wraps: dict[str, Ciphertext] = {}
         failures: dict[str, Attempt] = {}
-        deadline = self.deadline()
         enough_at: float | None = None
         pending = self._start_all(
             "encrypt", names, lambda relay: relay.encrypt(*parts[relay.name]), deadline, failures
@@ -431,7 +442,7 @@ class Router:
     def _result(self, call: Call[T], deadline: Deadline) -> T:
         """The call's result, or its error; a call that is not done has run out of time."""
         if call.future.done():
-            return call.future.result()
+            return _result(call.future)
         raise self._caller.abandon(call, counts=self._caller.had_its_time(call, deadline))
 
     def _enough(
@@ -482,6 +493,7 @@ class Router:
         *,
         threshold: int = 1,
         only: str | None = None,
+        deadline: Deadline | None = None,
     ) -> R:
         """Ask the instances that hold any of these keys until ``accept`` has enough.
 
@@ -491,7 +503,7 @@ class Router:
         ``NoMatchingRecipient``, ``IntegrityError`` (every answer was bad) or
         ``AllInstancesFailed``.
         """
-        race = _Race(self._caller, self.deadline(), threshold)
+        race = _Race(self._caller, deadline or self.deadline(), threshold)
         try:
             won = race.run(self._candidates(wraps, only), accept)
         finally:
@@ -513,7 +525,9 @@ class Router:
         rank = {"closed": 0, "half-open": 1, "open": 2}
         return sorted(self.relays.values(), key=lambda relay: rank[relay.breaker.state])
 
-    def holders(self, key_uris: Sequence[str], names: Sequence[str]) -> dict[str, set[str]]:
+    def holders(
+        self, key_uris: Sequence[str], names: Sequence[str], deadline: Deadline
+    ) -> dict[str, set[str]]:
         """Which of these key URIs each named instance holds, as far as it can be told now.
 
         An instance that cannot be asked (an alias it could not resolve) is left out.
@@ -523,7 +537,7 @@ class Router:
             ours = [uri for uri in key_uris if provider_type(uri) == relay.info.provider]
             return {uri for uri in ours if relay.match(uri) is not None}
 
-        answers = self._ask(names, held, self.policy.deadline)
+        answers = self._ask(names, held, deadline.remaining())
         return {name: held for name, (held, _) in answers.items() if isinstance(held, set)}
 
     # --- one after the other: direct use ---------------------------------------------------------
@@ -640,6 +654,8 @@ class _Race:
         self._running: dict[Future[_Answer | None], Call[_Answer | None]] = {}
         self._failures: list[Attempt] = []
         self._bad = 0
+        self._hedge_at = 0.0
+        self._hedges = False  # whether the last wait ended because it was time to
 
     def run(
         self,
@@ -651,8 +667,8 @@ class _Race:
         self._fill()
         while self._running:
             over = self._wait()
-            if not over:
-                self._start_next()  # a hedge: nobody has answered for a while
+            if not over and self._hedges:
+                self._start_next()  # nobody has answered for a while
             for call in over:
                 del self._running[call.future]
                 won = self._judge(call, accept)
@@ -710,6 +726,7 @@ class _Race:
                 self._skip(relay, exc)
                 continue
             self._running[call.future] = call
+            self._hedge_at = self._caller.clock() + self._caller.policy.hedge_after
             return True
         return False
 
@@ -717,13 +734,13 @@ class _Race:
         """Until an answer, a time-out, or the moment to hedge; the calls that are over."""
         now = self._caller.clock()
         ends = [self._deadline.at]
-        if self._waiting:
-            ends.append(now + self._caller.policy.hedge_after)
         ends += [end for call in self._running.values() if (end := self._caller.expires(call))]
+        if self._waiting:
+            ends.append(self._hedge_at)
         timeout = min(ends) - now
-        if not self._waiting and any(call.began is None for call in self._running.values()):
-            timeout = min(timeout, _POLL)
-        wait(self._running, max(0.0, timeout), FIRST_COMPLETED)
+        look = timeout > _POLL and any(call.began is None for call in self._running.values())
+        wait(self._running, _POLL if look else max(0.0, timeout), FIRST_COMPLETED)
+        self._hedges = bool(self._waiting) and not look and self._hedge_at <= min(ends)
         now, remaining = self._caller.clock(), self._deadline.remaining()
         return [
             call
@@ -735,12 +752,12 @@ class _Race:
 
     def _answer(self, call: Call[_Answer | None]) -> _Answer | None:
         if call.future.done():
-            return call.future.result()
+            return _result(call.future)
         raise self._caller.abandon(call, counts=self._caller.had_its_time(call, self._deadline))
 
     def _record(self, call: Call[_Answer | None], error: KMSError) -> None:
         if error.instance is None:
-            error.instance, error.operation = call.relay.name, call.operation
+            call.relay.annotated(error, call.operation)
         self._failures.append(call.attempt(error, self._caller.clock()))
 
     def _skip(self, relay: Relay, error: KMSError) -> None:
@@ -754,10 +771,15 @@ class _Race:
             if self._deadline.remaining():
                 return NoMatchingRecipient(sorted(set(key_uris)))
             return DeadlineExceeded("the deadline passed before any instance could be asked")
-        if self._bad and self._bad == len(self._failures):
+        if self._bad and not any(map(_may_pass, self._failures)):
             return IntegrityError()
         more = "" if self._needed == 1 else f" (at least {self._needed} more are needed)"
         return AllInstancesFailed(f"no recipient could be unwrapped{more}", self._failures)
+
+
+def _may_pass(attempt: Attempt) -> bool:
+    """Whether the same instance may yet open what was not opened now."""
+    return attempt.error.counts or isinstance(attempt.error, Throttled | BreakerOpen)
 
 
 def _unwrapping(bound: Bound) -> Callable[[Relay], _Answer | None]:

@@ -11,8 +11,9 @@ from attrs import field, frozen, validators
 
 from kms_core.breaker import BreakerPolicy
 from kms_core.config import Raw, check_names, structure, table
+from kms_core.context import RESERVED_PREFIX
 from kms_core.errors import ConfigError
-from kms_core.header import MAX_RECIPIENTS
+from kms_core.header import MAX_RECIPIENTS, MAX_SCOPE_PAIRS
 from kms_core.routing import CallPolicy
 from kms_core.types import Duration
 
@@ -39,19 +40,24 @@ class EnvelopePolicy:
     """
 
     recipients: tuple[str, ...] | None = None
-    policy: str = "any"
     min_recipients: int | None = field(
         default=None, validator=validators.optional(validators.in_(range(1, MAX_RECIPIENTS + 1)))
     )
     key_context: tuple[str, ...] = ()
     straggler_wait: Duration = field(default=Duration(0.5), validator=validators.ge(Duration(0.0)))
     allow_weaker: bool = False
+    policy: str = "any"
     require_pq: bool = False
     min_threshold: int = field(default=1, validator=validators.in_(range(1, MAX_RECIPIENTS + 1)))
     allow_public_key_wraps: bool = True
     capsules: Path | None = None
 
     def __attrs_post_init__(self) -> None:
+        if len(self.key_context) > MAX_SCOPE_PAIRS:
+            raise ValueError(f"key_context: at most {MAX_SCOPE_PAIRS} entries go to the services")
+        for name in self.key_context:
+            if not name or name.startswith(RESERVED_PREFIX):
+                raise ValueError(f"key_context: {name!r} can be the name of no context entry")
         if self.policy != "any" and not _THRESHOLD.fullmatch(self.policy):
             raise ValueError(f'policy: {self.policy!r} is neither "any" nor of the form "2 of 3"')
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import IO, Any, Final, Self
 
 from attrs import frozen
@@ -82,8 +83,8 @@ def sealed_length(plaintext_bytes: int, segment_bytes: int) -> int:
 class StreamWriter(io.RawIOBase):
     """Encrypts what is written to it.  Only ``close``, or leaving ``with`` normally, ends it.
 
-    Left through an exception, or forgotten, it writes no end: the stream then does not open.  The
-    destination is not closed.
+    Left through an exception, forgotten, or after a write that failed, it writes no end: the stream
+    then does not open.  The destination is not closed.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class StreamWriter(io.RawIOBase):
 
     def write(self, data: Any, /) -> int:
         """Encrypt ``data``; all of it is taken."""
-        if self.closed or self._done:
+        if self._done:
             raise ValueError("the sealing stream is closed")
         view = memoryview(data).cast("B")
         position = 0
@@ -125,10 +126,11 @@ class StreamWriter(io.RawIOBase):
 
     def close(self) -> None:
         """Write the last segment, without which the stream does not open."""
-        if not self._done and not self.closed:
-            self._done = True
-            self._emit(memoryview(self._chunk)[: self._filled], final=True)
-        self.abort()
+        try:
+            if not self._done:
+                self._emit(memoryview(self._chunk)[: self._filled], final=True)
+        finally:
+            self.abort()
 
     def abort(self) -> None:
         """Stop without ending the stream: what was written so far will not open."""
@@ -155,7 +157,9 @@ class StreamWriter(io.RawIOBase):
         return taken
 
     def _emit(self, chunk: memoryview, *, final: bool) -> None:
+        self._done = True  # unless all goes well: what is lost here must not be missing in silence
         write_all(self._destination, self._sealer.seal(self._index, chunk, final=final))
+        self._done = final
         self._index += 1
 
 
@@ -214,17 +218,21 @@ class StreamReader(io.BufferedIOBase):
 
     def tell(self) -> int:
         """The position in the plaintext."""
+        self._check_open()
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Go to a position in the plaintext, after the length was authenticated."""
         if self._base is None:
             raise io.UnsupportedOperation("the source cannot seek")
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.length()}[whence]
-        if start + offset < 0:
-            raise ValueError("a negative position")
-        self._position = start + offset
-        return self._position
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.length()}
+        if whence not in starts:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+        position = starts[whence] + offset
+        if position < 0:
+            raise ValueError(f"a position is not negative: {position}")
+        self._position = position
+        return position
 
     def layout(self) -> Layout | None:
         """Where the segments lie, for work at offsets; ``None`` if the source is no regular file.
@@ -239,6 +247,7 @@ class StreamReader(io.BufferedIOBase):
 
     def length(self) -> int:
         """The length of the plaintext, proved by its last segment."""
+        self._check_open()
         if self._base is None:
             raise io.UnsupportedOperation("the length of a source that cannot seek is not known")
         if self._length is None:
@@ -271,6 +280,7 @@ class StreamReader(io.BufferedIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill ``buffer``; whole segments are decrypted straight into it."""
+        self._check_open()
         target = memoryview(buffer).cast("B")
         filled = 0
         while filled < len(target):
@@ -293,14 +303,11 @@ class StreamReader(io.BufferedIOBase):
 
     def _available(self) -> memoryview:
         """The plaintext at the position, as far as its segment goes; empty at the end."""
-        if self.closed:
-            raise ValueError("the opening stream is closed")
-        if self._length is not None and self._position >= self._length:
+        self._check_open()
+        if self._at_end():
             return memoryview(b"")
         index, offset = divmod(self._position, self._segment_bytes)
         if index != self._loaded:
-            if self._final and self._loaded is not None and index > self._loaded:
-                return memoryview(b"")
             self._load(index)
         return memoryview(self._plain)[offset : self._size]
 
@@ -310,6 +317,10 @@ class StreamReader(io.BufferedIOBase):
         if offset or len(target) < self._segment_bytes or index == self._loaded or self._at_end():
             return None
         return self._open(index, target)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("the opening stream is closed")
 
     def _at_end(self) -> bool:
         return self._length is not None and self._position >= self._length
@@ -335,8 +346,9 @@ class StreamReader(io.BufferedIOBase):
             return self._source.getbuffer()[start : start + self._stride]  # nothing is copied
         if index != self._next:
             if self._base is None:
-                raise io.UnsupportedOperation("the source cannot seek")
+                raise io.UnsupportedOperation("an earlier read failed, and the source cannot seek")
             self._source.seek(self._base + index * self._stride)
+        self._next = -1  # a read that fails leaves the source somewhere in between
         size = read_full(self._source, self._cipher)
         self._next = index + 1
         return self._cipher[:size]
@@ -344,18 +356,22 @@ class StreamReader(io.BufferedIOBase):
 
 def read_full(source: IO[bytes] | io.BufferedIOBase, buffer: memoryview) -> int:
     """Fill ``buffer`` as far as the source goes; the number of bytes."""
-    readinto = getattr(source, "readinto", None)
+    readinto = getattr(source, "readinto", None) or partial(_readinto, source)
     filled = 0
     while filled < len(buffer):
-        if readinto is not None:
-            size = readinto(buffer[filled:])
-        else:
-            data = source.read(len(buffer) - filled)
-            size = len(data)
-            buffer[filled : filled + size] = data
+        size = readinto(buffer[filled:])
         if size is None:
             raise BlockingIOError("the source does not block, and has nothing now")
         if not size:
             break
         filled += size
     return filled
+
+
+def _readinto(source: IO[bytes] | io.BufferedIOBase, buffer: memoryview) -> int | None:
+    """What ``readinto`` does, for sources that only have ``read``."""
+    data = source.read(len(buffer))
+    if data is None:
+        return None
+    buffer[: len(data)] = data
+    return len(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NewType, Protocol
 
 from attrs import field, frozen
@@ -142,9 +141,6 @@ class Attempt:
 
 
 EVENT_SCHEMA: Final = 1
-
-#: Set it around a request, and every event and error of that request carries it.
-correlation_id: Final[ContextVar[str | None]] = ContextVar("kms_core_correlation_id", default=None)
 
 
 @frozen

@@ -266,7 +266,6 @@ def test_a_capsule_alone_or_a_later_version_is_unsupported(kms: Kms) -> None:
         kms.open(sealed[: kms.inspect(sealed).capsule_bytes])
 
 
-@pytest.mark.xfail(reason="the size is looked at after the services were asked")
 def test_more_than_an_envelope_holds_asks_no_service(
     kms: Kms, services: dict[str, Faulty], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -704,7 +703,6 @@ def test_breakers_can_be_looked_at(services: dict[str, Faulty]) -> None:
         assert kms.health().instances["a"].breaker == "open"
 
 
-@pytest.mark.xfail(reason="a refusing breaker does not show in the status")
 def test_health_is_not_healthy_while_a_breaker_refuses(services: dict[str, Faulty]) -> None:
     """The service is back, and calls are still kept from it: sealing leaves it out."""
     close_all(services, "b", "c")
@@ -833,7 +831,6 @@ def test_async_has_the_same_names() -> None:
     assert names[0] == names[1]
 
 
-@pytest.mark.xfail(reason="AsyncKms.seal has no armor")
 def test_async_has_the_same_arguments() -> None:
     """With the same defaults."""
     assert arguments(Kms) == arguments(AsyncKms)

@@ -50,7 +50,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     # it shows plugins, envelopes and events, and lets plugins bring commands
     "cli": {
         *("client", "config", "envelope", "errors", "hookspecs", "plugins", "settings", "types"),
-        "testing",
+        *("offline", "testing"),
     },
     "server": {"async_client", "client", "config", "errors", "settings"},
     "integrations": {"async_client", "client", "config", "errors", "settings"},

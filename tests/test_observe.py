@@ -121,7 +121,6 @@ def test_an_open_that_failed_is_told_with_the_code_of_its_error() -> None:
     assert [event.outcome for event in events.of("open")] == ["integrity_error", "format_error"]
 
 
-@pytest.mark.xfail(reason="a seal or rewrap that failed is told to nobody", raises=IndexError)
 @pytest.mark.parametrize("operation", ["seal", "rewrap"])
 def test_a_call_that_failed_is_told_whatever_it_was(operation: str) -> None:
     """An outage shows first where data is written."""

@@ -83,7 +83,13 @@ def test_every_table_of_the_documentation_is_read() -> None:
         success_threshold = 1
     """)
     assert settings.plugins == ("policy", "metrics")
-    assert settings.envelope == EnvelopePolicy(("a",), 1, ("tenant",), Duration(0.25), True)  # noqa: FBT003
+    assert settings.envelope == EnvelopePolicy(
+        recipients=("a",),
+        min_recipients=1,
+        key_context=("tenant",),
+        straggler_wait=Duration(0.25),
+        allow_weaker=True,
+    )
     assert settings.calls == CallPolicy(
         Duration(20.0), Duration(5.0), 3, Duration(2.0), 8, Duration(1.0)
     )
@@ -155,7 +161,7 @@ def test_an_instance_may_have_a_breaker_of_its_own() -> None:
         (A + "[breaker]\nminimum_failure_ratio = 2", "[breaker]: minimum_failure_ratio must be"),
         (A + "[calls]\ndeadlin = 1", "kms.toml: [calls]: unknown key 'deadlin'; did you mean 'dea"),
         (A + "[calls]\ndeadline = 0", "kms.toml: [calls]: deadline must be a positive time"),
-        (A + "[calls]\ndeadline = inf", "kms.toml: [calls]: deadline must be a positive time"),
+        (A + "[calls]\ndeadline = inf", "kms.toml: [calls]: deadline: must be seconds or a dur"),
         (A + "[calls]\nattempts = '2'", "kms.toml: [calls]: attempts: must be a number, not a st"),
         (A + "[calls]\nattempts = 0", "kms.toml: [calls]: attempts must be at least 1"),
         (A + "[envelope]\nrecipents = []", "[envelope]: unknown key 'recipents'; did you mean 'r"),
@@ -176,7 +182,7 @@ def test_an_instance_may_have_a_breaker_of_its_own() -> None:
         (A + "[envelope]\nmin_recipients = 0", "kms.toml: [envelope]: 'min_recipients' must be"),
         (A + "[envelope]\nmin_recipients = 33", "kms.toml: [envelope]: 'min_recipients' must be"),
         (A + "[envelope]\nstraggler_wait = -1", "kms.toml: [envelope]: 'straggler_wait' must be"),
-        (A + "[envelope]\nstraggler_wait = nan", "[envelope]: 'straggler_wait' must be"),
+        (A + "[envelope]\nstraggler_wait = nan", "[envelope]: straggler_wait: must be seconds"),
         (A + "[envelope]\nkey_context = 'tenant'", "[envelope]: key_context: must be a list of st"),
         ("plugins = 'x'\n" + A, "kms.toml: plugins: must be a list of strings"),
         ("plugins = [1]\n" + A, "kms.toml: plugins: must be a list of strings"),
@@ -211,7 +217,6 @@ def test_an_empty_table_of_what_is_not_supported_is_no_error() -> None:
     assert settings_from(A + "[cache]\n[audit]\n").recipients == ("a",)
 
 
-@pytest.mark.xfail(reason="names that no context can have are found at every seal, not at start")
 @pytest.mark.parametrize(
     "names",
     [["kms_core:kid"], [""], [f"n{number}" for number in range(17)]],
@@ -327,10 +332,9 @@ def test_recipients_that_could_not_fit_into_a_capsule_are_refused() -> None:
         many_of(Endless, 32)
 
 
-@pytest.mark.xfail(reason="the list of the missing is not counted in the worst case")
 def test_what_was_found_to_fit_can_be_sealed_in_the_worst_case() -> None:
     """All recipients but one missing, their names listed and their room reserved."""
-    kms = many_of(Verbose, 30)
+    kms = many_of(Verbose, 18)
     with kms:
         for relay in list(kms._router.relays.values())[1:]:
             relay.provider.store.disable("default")  # type: ignore[attr-defined]

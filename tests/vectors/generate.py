@@ -24,6 +24,7 @@ FILES: Final[Mapping[str, Callable[[], Iterator[Vector]]]] = {
     "invalid-text": invalid.texts,
     "invalid-maps": invalid.maps,
     "invalid-capsules": invalid.capsules,
+    "invalid-beside": invalid.beside,
     "invalid-recipients": invalid.recipients,
     "invalid-extensions": invalid.extensions,
     "invalid-scope": invalid.scope_rule,

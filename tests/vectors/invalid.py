@@ -272,6 +272,21 @@ def malformed_scopes() -> Iterator[tuple[str, str, bytes]]:
 # --- the capsule (section 5) ---------------------------------------------------------------------
 
 
+def beside() -> Iterator[Vector]:
+    """Capsules and bodies that were kept apart."""
+
+    def of(name: str, comment: str, k: bytes, body: bytes) -> Vector:
+        inputs = {"capsule": k, "body": body}
+        return Vector(f"beside-{name}", comment, inputs, [LOCAL], CONTEXT, error="format")
+
+    yield of("capsule-longer", "A byte behind the capsule's MAC.", GOOD + b"\x00", M)
+    yield of("capsule-with-a-body", "A whole envelope is no capsule.", GOOD + M, M)
+    yield of("capsule-cut", "The last byte is missing.", GOOD[:-1], M)
+    yield of("capsule-is-a-message", "A message is no capsule.", M, M)
+    yield of("capsule-is-a-stream", "A stream is no capsule.", S[:200], S)
+    yield of("capsule-empty", "Nothing is no capsule.", b"", M)
+
+
 def capsules() -> Iterator[Vector]:
     """Lengths, counts and threshold of K."""
 
@@ -285,10 +300,25 @@ def capsules() -> Iterator[Vector]:
     yield of("total-length-short", "Ends within its own MAC.", total=size - 1)
     yield of("total-length-long", "Takes in a byte of the body.", total=size + 1)
     yield of("total-length-beyond", "Longer than everything there is.", total=size + len(M) + 1)
+    smallest = Recipient("x", 1, b"?")
+    keys = Keys(DEK, Context())
+    yield fails(
+        "total-length-is-91",
+        "One recipient with a key URI and a wrapped key of one byte each, and no scope: too small.",
+        raw_capsule(keys, [smallest]) + message(keys),
+        keks=[],
+    )
+    room = 65537 - size - 4
+    yield of("total-length-is-65537", "Padded too far.", extensions=[extension(0, bytes(room))])
     yield of("tail", "A byte between extensions and MAC.", tail=b"\x00")
     yield of("mac-absent", "The MAC is missing.", mac=b"", total=size - 32)
     for threshold in (0, 4, 255):
         yield of(f"threshold-{threshold}-of-3", "Out of bounds.", threshold=threshold)
+    indexed = [
+        recipient_bytes(evolve(item, share_index=index))
+        for index, item in enumerate(wraps(KEYS, THREE), 1)
+    ]
+    yield of("threshold-0-with-indexes", "Out of bounds.", threshold=0, recipients=indexed)
     yield of("recipients-none", "No recipient at all.", recipients=[b""], count=0)
     yield of("recipients-counted-short", "Says two, holds three.", count=2)
     yield of("recipients-counted-long", "Says four, holds three.", count=4)
@@ -400,6 +430,7 @@ def extensions() -> Iterator[Vector]:
         "Where one wrap is enough there are no shares.",
         extension(1, bytes(16)),
     )
+    yield of("share-checks-empty", "Not even an empty list of checks.", extension(1))
 
 
 # --- before and after unwrapping (section 9) -----------------------------------------------------
