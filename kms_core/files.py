@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -30,13 +31,15 @@ class NewFile:
         mode: int = 0o666,
         before_rename: Callable[[], None] | None = None,
     ) -> None:
-        self._target = Path(path).resolve()
+        self._target = Path(os.path.realpath(path))
         self._before_rename = before_rename
         self._temporary = self._target.with_name(f".kms-{secrets.token_hex(8)}.tmp")
         self._named = False
+        old = self._existing()
         self._descriptor = self._open(mode)
         try:
-            self._take_after_the_old()
+            if old is not None:
+                self._take_after(old)
             self.stream: IO[bytes] = os.fdopen(self._descriptor, "w+b", buffering=0)
         except BaseException:
             os.close(self._descriptor)
@@ -72,13 +75,17 @@ class NewFile:
         self._named = True
         return descriptor
 
-    def _take_after_the_old(self) -> None:
+    def _existing(self) -> os.stat_result | None:
+        """What is there now; raises ``FileExistsError`` unless it is a file that can be replaced."""
         try:
             old = self._target.stat()
         except FileNotFoundError:
-            return
+            return None
         if not stat.S_ISREG(old.st_mode):
-            raise FileExistsError(17, "is not a regular file", str(self._target))
+            raise FileExistsError(errno.EEXIST, "is not a regular file", str(self._target))
+        return old
+
+    def _take_after(self, old: os.stat_result) -> None:
         if os.name == "posix":
             with contextlib.suppress(PermissionError):  # only root may give a file away
                 os.fchown(self._descriptor, old.st_uid, old.st_gid)

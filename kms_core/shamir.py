@@ -24,8 +24,10 @@ def split(
 ) -> dict[int, bytearray]:
     """Shares by index: any ``threshold`` of them give the secret, fewer say nothing about it.
 
-    Indexes are distinct and 1 to 255; the caller wipes the shares.
+    Indexes are distinct and 1 to 255, or ``ValueError``; the caller wipes the shares.
     """
+    if len(set(indexes)) < len(indexes) or not all(0 < index <= MAX_INDEX for index in indexes):
+        raise ValueError("share indexes are distinct and 1 to 255: at 0 lies the secret itself")
     size = len(secret)
     coefficients = [int.from_bytes(random(size), "big") for _ in range(threshold - 1)]
     constant = int.from_bytes(secret, "big")

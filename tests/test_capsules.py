@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import pytest
 from attrs import evolve
@@ -80,6 +80,7 @@ def signed(unsigned: Capsule) -> bytes:
 INSERTS = 12
 REWRAPS = 10
 FORKS = 20
+TURNS = 300
 STANDING = 3  # how many of its recipients a worker leaves in the capsule
 
 
@@ -309,6 +310,11 @@ def test_a_closed_store_keeps_its_capsules(store: CapsuleStore) -> None:
     assert store.get(KEY) == capsule()
 
 
+def told(value: object) -> str:
+    """The name of a parameter in a test's name: capsules are too long for one."""
+    return value if isinstance(value, str) else ""
+
+
 @pytest.mark.parametrize(
     ("stored", "new", "replaces", "reason"),
     [
@@ -330,6 +336,7 @@ def test_a_closed_store_keeps_its_capsules(store: CapsuleStore) -> None:
             "generation 1 is stored meanwhile; get it",
         ),
     ],
+    ids=told,
 )
 def test_what_was_not_seen_is_not_replaced(
     store: CapsuleStore, stored: bytes | None, new: bytes, replaces: bytes | None, reason: str
@@ -438,6 +445,7 @@ def test_a_first_capsule_and_a_next_generation_pass() -> None:
         (capsule(KEY, 2), capsule(), "generation 2 does not follow 0"),
         (capsule(KEY, 4), capsule(KEY, 5), "generation 4 does not follow 5"),
     ],
+    ids=told,
 )
 def test_anything_else_is_a_conflict_that_says_which(
     new: bytes, old: bytes | None, reason: str
@@ -479,6 +487,7 @@ def damage(kind: str, folder: Path, data: bytes) -> None:
         (capsule() + bytes(1 << 20), FormatError, "the capsule is followed by stray bytes"),
         (capsule(OTHER), FormatError, "what is stored belongs to another key"),
     ],
+    ids=told,
 )
 def test_a_damaged_capsule_is_not_handed_out(
     kind: str, tmp_path: Path, data: bytes, error: type[FormatError], reason: str
@@ -580,7 +589,7 @@ def test_a_corrupt_database_is_unavailable(tmp_path: Path) -> None:
     refuses_everything(store, "sqlite failed: database disk image is malformed; check it")
 
 
-@pytest.mark.parametrize("replaces", [None, capsule()])
+@pytest.mark.parametrize("replaces", [None, capsule()], ids=["insert", "replace"])
 def test_a_full_disk_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bytes | None
 ) -> None:
@@ -687,6 +696,27 @@ def test_a_folder_locked_for_too_long_is_unavailable(tmp_path: Path) -> None:
     store.put(KEY, capsule(KEY, 1), replaces=capsule())
 
 
+def test_the_lock_is_let_go_while_a_copy_of_it_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is being started just then has one for a moment."""
+    store = FileCapsules(tmp_path, lock_timeout=0.0)
+    store.put(KEY, capsule(), replaces=None)
+    flock = fcntl.flock
+
+    with ExitStack() as copies:
+
+        def copy_and_lock(file: BinaryIO, operation: int) -> None:
+            copies.callback(os.close, os.dup(file.fileno()))
+            flock(file, operation)
+
+        monkeypatch.setattr(fcntl, "flock", copy_and_lock)
+        store.put(KEY, capsule(KEY, 1), replaces=capsule())
+        store.put(KEY, capsule(KEY, 2), replaces=capsule(KEY, 1))
+
+    assert store.get(KEY) == capsule(KEY, 2)
+
+
 # --- SQLite --------------------------------------------------------------------------------------
 
 
@@ -756,6 +786,30 @@ def test_threads_lose_no_add_and_bring_back_no_removed(store: CapsuleStore) -> N
     nothing_was_lost(store, hammer(store, ["one", "two", "three"]))
 
 
+def test_threads_take_turns_in_memory() -> None:
+    """Looking and storing is one step, also when threads are switched at every chance."""
+    store = MemoryCapsules()
+    names = [f"local:{number}" for number in range(4)]
+    store.put(KEY, capsule(uris=tuple(names)), replaces=None)
+
+    def work(name: str) -> None:
+        for _ in range(TURNS):
+            rewrap(store, name, name)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert parse_capsule(store.get(KEY) or b"").generation == len(names) * TURNS
+
+
 def test_processes_lose_no_add_and_bring_back_no_removed(kind: str, tmp_path: Path) -> None:
     """Two processes with two threads each, from the creation of the store on."""
     with ExitStack() as stack:
@@ -793,7 +847,13 @@ def test_a_forked_child_reads_and_rewraps(kind: str, tmp_path: Path) -> None:
     store = open_store(kind, tmp_path)
     store.put(KEY, capsule(), replaces=None)
 
-    assert in_child(lambda: rewrap(store, "local:child")) == ""
+    def work() -> None:
+        thread = threading.Thread(target=rewrap, args=(store, "local:child"))
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the child's threads are kept out"
+
+    assert in_child(work) == ""
 
     rewrap(store, "local:parent")
     stored = parse_capsule(store.get(KEY) or b"")
@@ -819,11 +879,11 @@ def test_a_fork_from_c_code_leaves_no_lock_held() -> None:
     holder.start()
     held.wait(PATIENCE)
     store._gate._in_child()
-    store.put(KEY, capsule(), replaces=None)
+    is_free = store._gate._lock.acquire(blocking=False)
     done.set()
     holder.join(PATIENCE)
 
-    assert store.get(KEY) == capsule()
+    assert is_free
 
 
 def test_a_store_made_while_another_thread_forks_is_let_be() -> None:

@@ -78,7 +78,7 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
         printed = run(["sh", "-c", command], tmp_path).stdout.strip()
 
 
-@pytest.mark.parametrize("phrase", ["kms.inspect(blob)", "kms.generate_data_key"])
+@pytest.mark.parametrize("phrase", ["kms.inspect(blob)", "kms.seal_file(", "kms.generate_data_key"])
 def test_the_snippets_of_the_readme_run(phrase: str, tmp_path: Path) -> None:
     """As they stand, beside a kms.toml."""
     run([sys.executable, "-m", "kms_core", "init"], tmp_path)

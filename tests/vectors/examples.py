@@ -19,7 +19,6 @@ from tests.vectors.forge import (
     CONTEXT,
     DEK,
     HPKE_INPUTS,
-    IV,
     KWP,
     PLAINTEXT,
     SALT,
@@ -81,9 +80,9 @@ def key_schedule() -> Example:
 def maps() -> Example:
     """Section 3."""
     return {
-        "{}": Context().encoded,
-        "row=7 tenant=t1": CONTEXT.encoded,
-        "e\u0301= \u00e9=x": Context({"\u00e9": "x", "e\u0301": ""}).encoded,
+        "empty": Context().encoded,
+        "row, tenant": CONTEXT.encoded,
+        "e U+0301, U+00E9": Context({"\u00e9": "x", "e\u0301": ""}).encoded,
     }
 
 
