@@ -76,7 +76,7 @@ class NewFile:
         return descriptor
 
     def _existing(self) -> os.stat_result | None:
-        """What is there now; raises ``FileExistsError`` unless it is a file that can be replaced."""
+        """What is there now; raises ``FileExistsError`` for anything but a regular file."""
         try:
             old = self._target.stat()
         except FileNotFoundError:

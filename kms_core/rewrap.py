@@ -8,7 +8,7 @@ not know stay.
 from __future__ import annotations
 
 import os
-import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import IO, Final
@@ -40,6 +40,7 @@ from kms_core.errors import (
 from kms_core.files import NewFile
 from kms_core.header import Capsule, parse_capsule
 from kms_core.routing import Deadline, Part, Router
+from kms_core.stream import read_full, write_all
 from kms_core.types import Attempt, Ciphertext
 
 CONFLICT_RETRIES: Final = 8  # whoever loses that often is racing a loop, not a colleague
@@ -86,6 +87,7 @@ def rewrap(
     failed = {attempt.instance for attempt in added.failures}
     if failed & plan.essential or (added.failures and not added.wraps and not plan.removed):
         raise AllInstancesFailed("nothing was changed: no wrap could be added", added.failures)
+    _check_domains(capsule, router, plan, added)
     now_held = {str(wrap.ciphertext.instance) for wrap in added.wraps}
     still_missing = tuple(name for name in plan.lacking if name not in now_held)
     missing = (*plan.foreign_missing, *(router.relays[name].key_uri for name in still_missing))
@@ -106,6 +108,8 @@ class _Plan:
     #: Instances that should hold the data key and do not, before anything is added.
     lacking: tuple[str, ...]
     removed: frozenset[str]
+    #: The recipients that each instance holds, before anything is removed.
+    held: Mapping[str, set[str]]
     #: Recorded as missing by the writer, and no instance of this configuration.
     foreign_missing: tuple[str, ...]
 
@@ -137,6 +141,7 @@ def _plan(capsule: Capsule, router: Router, intent: Intent, deadline: Deadline) 
         essential=frozenset((*intent.add, *resplit)),
         lacking=tuple(lacking),
         removed=frozenset(present) if resplit else removed,
+        held=held,
         foreign_missing=tuple(uri for uri in capsule.missing if uri not in ours),
     )
 
@@ -198,6 +203,25 @@ def _add(  # noqa: PLR0917  one call, and each is needed
         return _wrap_and_prove(router, keys, shares, plan.targets, deadline)
     finally:
         shares.wipe()
+
+
+def _check_domains(capsule: Capsule, router: Router, plan: _Plan, added: _Added) -> None:
+    """No single domain may come to hold enough shares to open alone."""
+    if capsule.threshold == 1:
+        return
+    stays = {name: uris - plan.removed for name, uris in plan.held.items()}
+    new = [(str(wrap.ciphertext.instance), wrap.ciphertext.key_uri) for wrap in added.wraps]
+    shares = {
+        (router.relays[name].domain(uri), uri)
+        for name, uri in (*new, *((name, uri) for name, uris in stays.items() for uri in uris))
+    }
+    held = Counter(domain for domain, _ in shares)
+    for domain in {router.relays[name].domain(uri) for name, uri in new}:
+        if held[domain] >= capsule.threshold:
+            raise InvalidRequest(
+                f"nothing was changed: domain {domain} would hold {held[domain]} shares and could "
+                "open alone; remove the others that it holds in the same call"
+            )
 
 
 def _new_shares(capsule: Capsule, secrets: Unlocked, taken: Sequence[int], count: int) -> Shares:
@@ -306,8 +330,10 @@ def _replace_capsule(
             raise RewrapConflict(f"{path} was rewritten by somebody else meanwhile")
 
     with NewFile(path, before_rename=still_the_same) as new:
-        new.stream.write(head)
-        shutil.copyfileobj(old, new.stream, _COPY_BYTES)
+        write_all(new.stream, memoryview(head))
+        buffer = memoryview(bytearray(_COPY_BYTES))
+        while size := read_full(old, buffer):
+            write_all(new.stream, buffer[:size])  # a full disk takes a part, and says so only then
 
 
 def _lock(file: IO[bytes]) -> None:

@@ -106,6 +106,8 @@ class Call(Generic[T]):
     permit: Permit | None = None
     #: When the service was asked: ``None`` while waiting for a worker or for the SDK to load.
     began: float | None = None
+    #: Nobody waits for it any more: it is not tried again.
+    abandoned: bool = False
 
     def attempt(self, error: KMSError, now: float) -> Attempt:
         """The record of its failure."""
@@ -163,6 +165,7 @@ class Caller:
         """
         began, permit = call.began, call.permit
         waited = self.clock() - (call.submitted if began is None else began)
+        call.abandoned = True
         call.future.cancel()
         call.future.add_done_callback(_discard)
         if permit is not None:
@@ -179,6 +182,7 @@ class Caller:
 
         A service that never answers must count as such even when a faster one always wins.
         """
+        call.abandoned = True
         call.future.add_done_callback(_discard)
         if call.future.cancel():
             if call.permit is not None:
@@ -253,7 +257,8 @@ class Caller:
             return jitter(state) if asked is None else max(0.0, asked)
 
         def stop(state: tenacity.RetryCallState) -> bool:
-            return state.attempt_number >= attempts or pause(state) >= deadline.remaining()
+            late = pause(state) >= deadline.remaining()
+            return call.abandoned or late or state.attempt_number >= attempts
 
         return tenacity.Retrying(
             sleep=self._sleep,

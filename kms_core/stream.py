@@ -70,7 +70,7 @@ def open_segment(
 def plaintext_length(body_bytes: int, segment_bytes: int) -> int:
     """The length of the plaintext of this many bytes of segments; ``IntegrityError`` if none."""
     segments, last = divmod(body_bytes, segment_bytes + SEGMENT_OVERHEAD)
-    if last < SEGMENT_OVERHEAD or segments >= MAX_SEGMENTS:
+    if last < SEGMENT_OVERHEAD or not 0 <= segments < MAX_SEGMENTS:
         raise IntegrityError
     return segments * segment_bytes + last - SEGMENT_OVERHEAD
 
@@ -203,7 +203,6 @@ class StreamReader(io.BufferedIOBase):
         self._plain = bytearray(segment_bytes)
         self._loaded: int | None = None  # the segment whose plaintext is at hand
         self._size = 0  # of that plaintext
-        self._final = False  # whether it is the last one
         self._next = 0  # the segment that the source stands at
         self._position = 0
         self._length: int | None = None
@@ -251,13 +250,12 @@ class StreamReader(io.BufferedIOBase):
         if self._base is None:
             raise io.UnsupportedOperation("the length of a source that cannot seek is not known")
         if self._length is None:
-            body = self._source.seek(0, io.SEEK_END) - self._base
-            length = plaintext_length(body, self._segment_bytes)
             self._next = -1  # wherever it was, the source is elsewhere now
-            self._load(length // self._segment_bytes)
-            if not self._final:
+            body = self._source.seek(0, io.SEEK_END) - self._base
+            stated = plaintext_length(body, self._segment_bytes)
+            self._load(stated // self._segment_bytes)
+            if self._length != stated:  # what was there did not end there
                 raise IntegrityError
-            self._length = length
         return self._length
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -333,9 +331,9 @@ class StreamReader(io.BufferedIOBase):
     def _open(self, index: int, target: memoryview) -> int:
         """Decrypt one segment; a short one is the last, or the stream was cut there."""
         with self._fetch(index) as segment:
-            self._final = len(segment) < self._stride
-            size = open_segment(self._key, index, segment, target, final=self._final)
-        if self._final:
+            final = len(segment) < self._stride
+            size = open_segment(self._key, index, segment, target, final=final)
+        if final:
             self._length = index * self._segment_bytes + size
         return size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -859,6 +860,30 @@ def test_async_does_what_the_other_does(services: dict[str, Faulty]) -> None:
             await kms.seal(b"x")
 
     asyncio.run(work())
+
+
+def test_async_seals_and_opens_streams_and_files(
+    tmp_path: Path, services: dict[str, Faulty]
+) -> None:
+    """What takes long runs elsewhere; readers and writers themselves are ordinary ones."""
+    plain, sealed, opened = (tmp_path / name for name in ("plain", "sealed", "opened"))
+    plain.write_bytes(b"data" * 1000)
+
+    async def work() -> None:
+        async with AsyncKms(settings_for(services), plugins=entry_points()) as kms:
+            await kms.seal_file(plain, sealed, {"k": "v"})
+            assert not await kms.rewrap_file(sealed)
+            assert await kms.rewrap_file(sealed, remove="b")
+            await kms.open_file(sealed, opened, {"k": "v"})
+            buffer = io.BytesIO()
+            with await kms.sealing(buffer, {"k": "v"}) as writer:
+                writer.write(b"data")
+            buffer.seek(0)
+            with await kms.opening(buffer, {"k": "v"}) as reader:
+                assert reader.read() == b"data"
+
+    asyncio.run(work())
+    assert opened.read_bytes() == plain.read_bytes()
 
 
 def test_async_may_take_over_a_client(services: dict[str, Faulty]) -> None:

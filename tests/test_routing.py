@@ -1318,6 +1318,17 @@ def test_closing_while_a_call_is_queued_ends_it_with_an_error_of_the_library() -
     assert isinstance(error, KMSError)
 
 
+def test_a_call_that_no_worker_takes_gives_its_permit_back() -> None:
+    """A probe that was never made must not keep the next one waiting."""
+    clock, made = Clock(), services("a")
+    with router_for(made, breaker=OPENS_AT_ONCE, clock=clock, options={"clock": clock}) as router:
+        half_open(router, clock)
+        router.relays["a"].workers.close()
+        with pytest.raises(InvalidRequest, match="are closed"):
+            wrap(router)
+        assert router.relays["a"].breaker.retry_after == 0
+
+
 def test_a_corrupted_wrap_is_not_noticed_by_the_router() -> None:
     """Whether a wrap holds what it should is proved by unwrapping it: that is the caller's."""
     made = services("a")

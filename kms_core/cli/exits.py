@@ -46,6 +46,16 @@ MEANINGS: Final = {
     ExitCode.BROKEN_PIPE: "nobody reads the output any more",
 }
 
+
+class SpoiltOutput(IntegrityError):
+    """A fault in a stream, found after the authentic part before it was written."""
+
+    def __init__(self, written: int) -> None:
+        super().__init__(
+            f"the stream is altered or cut short after {written} bytes: discard what was written"
+        )
+
+
 _OUTAGE: Final = (Unavailable, Throttled, BreakerOpen)
 #: The first class that fits decides; what fits none has FAILED.
 _CODES: Final[tuple[tuple[type[KMSError], ExitCode], ...]] = (
@@ -60,6 +70,8 @@ _CODES: Final[tuple[tuple[type[KMSError], ExitCode], ...]] = (
 #: What to do next, where the message itself cannot know that it is read at a prompt.
 _HINTS: Final[tuple[tuple[type[KMSError], str], ...]] = (
     (NoMatchingRecipient, ""),
+    (SpoiltOutput, ""),
+    (RewrapConflict, "run it again"),
     (IntegrityError, "give each --context it was made with"),
     (InvalidCiphertext, "give each --context it was made with"),
     (AllInstancesFailed, "`kms health` shows each instance"),

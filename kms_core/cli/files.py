@@ -3,42 +3,131 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, TextIO
+from typing import IO, BinaryIO, Final, TextIO, cast
 
 from kms_core.errors import KMSError
+from kms_core.files import NewFile, is_regular
 
-#: The most that one envelope takes; the core refuses more, but would have to be given it first.
-MAX_PLAINTEXT_BYTES: Final = 64 << 20
-#: An envelope that holds so much, as text, with room for the largest capsule and context.
-MAX_ENVELOPE_BYTES: Final = 96 << 20
+COPY_BYTES: Final = 1 << 18  # one segment of a stream, so that each is passed on when it is there
 _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)
+#: What only the output can run into, although the system names no file with it.
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_STAND_INS: Final = (".kms-", "/proc/self/fd/")  # what the output is called while it is written
 
 
-def read(source: Path | None, *, limit: int, too_large: KMSError) -> bytes:
-    """All of a file, or of stdin for ``None``; raises ``too_large`` for more than ``limit``."""
+# --- input ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(source: Path | None) -> Iterator[io.BufferedReader]:
+    """An open file, or stdin for ``None``."""
     if source is None:
-        data = _bytes_of(sys.stdin).read(limit + 1)
+        yield _buffered(_bytes_of(sys.stdin))
     else:
-        with _blaming(source), source.open("rb") as stream:
-            data = stream.read(limit + 1)
+        with source.open("rb") as stream:
+            yield stream
+
+
+def take(stream: IO[bytes], *, limit: int, too_large: KMSError) -> bytes:
+    """All that is left; raises ``too_large`` for more than ``limit`` bytes."""
+    data = stream.read(limit + 1)
     if len(data) > limit:
         raise too_large
     return data
 
 
-def write(target: Path | None, data: bytes, *, private: bool = False) -> None:
-    """Write to a file as ``replace`` does, or to stdout for ``None``."""
+def read(source: Path | None, *, limit: int, too_large: KMSError) -> bytes:
+    """All of a file or of stdin; raises ``too_large`` for more than ``limit`` bytes."""
+    with reading(source) as stream:
+        return take(stream, limit=limit, too_large=too_large)
+
+
+def remaining(stream: IO[bytes]) -> int | None:
+    """How many bytes are still to come; ``None`` where only reading them can tell."""
+    if not is_regular(stream):
+        return None
+    return max(0, os.fstat(stream.fileno()).st_size - stream.tell())
+
+
+def skip(stream: IO[bytes]) -> int:
+    """Read to the end; how many bytes that were."""
+    return sum(map(len, iter(lambda: stream.read(COPY_BYTES), b"")))
+
+
+# --- output --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(target: Path | None, *, private: bool = False) -> Iterator[IO[bytes]]:
+    """The next content of a file, or stdout for ``None``.
+
+    A file gets it when the block is left normally, whole; until then it keeps what it had.  An
+    existing one keeps its mode, a new one gets 0600 if ``private``.  What is no regular file, such
+    as a device or a pipe, is written to, as stdout is.
+    """
     if target is None:
-        _write_all(_bytes_of(sys.stdout), data)
-    else:
-        replace(target, data, private=private)
+        stdout = _bytes_of(sys.stdout)
+        yield stdout
+        stdout.flush()
+        return
+    with naming(target):
+        if _is_special(target):
+            with target.open("wb", buffering=0) as stream:
+                yield stream
+        else:
+            with NewFile(target, mode=0o600 if private else 0o666) as new:
+                yield new.stream
+
+
+def write(target: Path | None, data: bytes, *, private: bool = False) -> None:
+    """Write all of ``data`` as ``writing`` does."""
+    with writing(target, private=private) as stream:
+        put(stream, data)
+
+
+def put(target: IO[bytes] | io.RawIOBase, data: bytes) -> None:
+    """Write all of ``data``, also where less is taken at a time, as by stdout unbuffered."""
+    from kms_core.stream import write_all
+
+    write_all(target, memoryview(data))
+
+
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Create a file with ``mode`` less the umask; raises ``FileExistsError`` if there is one."""
+    with naming(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(descriptor)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def copy(
+    source: IO[bytes] | io.BufferedIOBase,
+    target: IO[bytes] | io.RawIOBase,
+    progress: Callable[[int], object],
+) -> None:
+    """Pass on what is left of ``source``, in one small buffer that is wiped."""
+    from kms_core.stream import read_full, write_all
+
+    buffer = memoryview(bytearray(COPY_BYTES))
+    try:
+        while size := read_full(source, buffer):
+            write_all(target, buffer[:size])
+            progress(size)
+    finally:
+        buffer[:] = bytes(COPY_BYTES)
 
 
 def is_terminal(target: Path | None) -> bool:
@@ -46,99 +135,45 @@ def is_terminal(target: Path | None) -> bool:
     return target is None and sys.stdout is not None and sys.stdout.isatty()
 
 
-def replace(
-    path: Path,
-    data: bytes,
-    *,
-    private: bool = False,
-    before_rename: Callable[[], None] | None = None,
-) -> None:
-    """Give ``path`` this content at once; on any failure it keeps the content it had.
-
-    An existing file keeps its mode, a new one gets 0600 if ``private``.  Links are followed;
-    what is no regular file, such as a device or a pipe, is written to.  ``before_rename`` may
-    still refuse by raising.
-    """
-    with _blaming(path):
-        target = path.resolve()
-        old = _status(path)
-        if old is not None and not stat.S_ISREG(old.st_mode):
-            path.write_bytes(data)
-            return
-        temporary = target.with_name(f".kms-{secrets.token_hex(8)}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY
-        descriptor = os.open(temporary, flags, 0o600 if private else 0o666)
-        try:
-            _fill(descriptor, data, old)
-            if before_rename is not None:
-                before_rename()
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+def appears_whole(target: Path | None) -> bool:
+    """Whether ``writing`` there shows nothing until all is written."""
+    return target is not None and not _is_special(target)
 
 
-def write_new(path: Path, data: bytes, mode: int) -> None:
-    """Create a file with ``mode`` less the umask; raises ``FileExistsError`` if there is one."""
-    with _blaming(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, mode)
-        try:
-            _fill(descriptor, data)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-
-
-def _fill(descriptor: int, data: bytes, like: os.stat_result | None = None) -> None:
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        if like is not None and os.name == "posix":
-            with suppress(PermissionError):  # only root may give a file away
-                os.fchown(descriptor, like.st_uid, like.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
-        stream.flush()
-        os.fsync(descriptor)
-
-
-def _status(path: Path) -> os.stat_result | None:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors name the output as the user did, not the nameless file that becomes it."""
     try:
-        return path.stat()
+        yield
+    except OSError as exc:
+        if exc.errno in _NO_ROOM or _is_stand_in(exc.filename):
+            raise OSError(exc.errno, exc.strerror, str(path)) from exc
+        raise
+
+
+def _is_stand_in(name: object) -> bool:
+    if not isinstance(name, str):
+        return False
+    temporary, descriptor = _STAND_INS
+    return Path(name).name.startswith(temporary) or name.startswith(descriptor)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is something that cannot be replaced by a regular file."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
-        return None
+        return False
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(stream: BinaryIO, data: bytes) -> None:
-    """An unbuffered stdout (``python -u``) takes a part, and only says how much that was."""
-    rest = memoryview(data)
-    while rest:
-        written = stream.write(rest)
-        if not written:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), "standard output")
-        rest = rest[written:]
-    stream.flush()
+def _buffered(stream: BinaryIO) -> io.BufferedReader:
+    """Stdin as it is, unless somebody has put something simpler in its place."""
+    if isinstance(stream, io.BufferedReader):
+        return stream
+    return io.BufferedReader(cast("io.RawIOBase", stream))
 
 
 def _bytes_of(stream: TextIO | None) -> BinaryIO:
     if stream is None:  # closed by whoever started us
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard input or output")
     return stream.buffer
-
-
-@contextmanager
-def _blaming(path: Path) -> Iterator[None]:
-    """Let errors name the file that the user knows, not one beside it."""
-    try:
-        yield
-    except OSError as exc:
-        raise OSError(exc.errno, exc.strerror, str(path)) from exc

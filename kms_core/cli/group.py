@@ -37,12 +37,15 @@ BUILTINS: Final[Mapping[str, Builtin]] = {
     "init": Builtin("kms_core.cli.setup:init", "Write kms.toml and a local key store here."),
     "seal": Builtin("kms_core.cli.envelopes:seal", "Encrypt under the keys of all recipients."),
     "open": Builtin("kms_core.cli.envelopes:open_", "Decrypt an envelope."),
-    "inspect": Builtin("kms_core.cli.envelopes:inspect", "Describe an envelope; needs no key."),
-    "rewrap": Builtin("kms_core.cli.envelopes:rewrap", "Repair or change the recipients."),
+    "inspect": Builtin("kms_core.cli.describing:inspect", "Describe an envelope; needs no key."),
+    "rewrap": Builtin("kms_core.cli.rewrapping:rewrap", "Repair or change the recipients."),
     "encrypt": Builtin("kms_core.cli.direct:encrypt", "Let one key service encrypt a few bytes."),
     "decrypt": Builtin("kms_core.cli.direct:decrypt", "Undo `kms encrypt`."),
     "health": Builtin("kms_core.cli.status:health", "Ask every instance whether it is well."),
     "plugins": Builtin("kms_core.cli.status:plugins", "List the installed plugins."),
+    "recovery": Builtin(
+        "kms_core.cli.recovery:recovery", "Make recovery keys, which need no key service."
+    ),
     "demo": Builtin("kms_core.cli.demo:demo", "Watch an outage pass, on servers of its own."),
 }
 

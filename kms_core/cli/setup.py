@@ -10,10 +10,9 @@ from typing import Any, Final
 import click
 
 from kms_core import config
-from kms_core.cli import configuration, files
+from kms_core.cli import configuration, files, passphrases
 from kms_core.cli.exits import say
 from kms_core.errors import ConfigError, InvalidRequest, PluginError
-from kms_core.types import Secret
 
 _CONFIGURATION: Final = """\
 # Key services for kms. Paths are relative to this file.
@@ -64,8 +63,9 @@ def init(folder: Path, passphrase_env: str | None) -> None:
     for path in (settings, keys):
         if os.path.lexists(path):
             raise InvalidRequest(f"{path} exists already; nothing was written")
+    passphrase = passphrases.from_variable(passphrase_env) if passphrase_env is not None else None
     text = _configuration(keys.name, passphrase_env)
-    local.KeyStore.create(keys, passphrase=_passphrase(passphrase_env))
+    local.KeyStore.create(keys, passphrase=passphrase)
     try:
         files.write_new(settings, text.encode(), 0o644)
     except BaseException:
@@ -79,15 +79,6 @@ def _local_plugin() -> Any:
         return importlib.import_module("kms_local")
     except ModuleNotFoundError as exc:
         raise PluginError("the local key store needs its plugin: pip install kms-local") from exc
-
-
-def _passphrase(variable: str | None) -> Secret | None:
-    if variable is None:
-        return None
-    value = os.environ.get(variable)
-    if not value:
-        raise InvalidRequest(f"environment variable {variable} is not set: it is the passphrase")
-    return Secret(value)
 
 
 def _configuration(path: str, passphrase_env: str | None) -> str:
