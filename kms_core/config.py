@@ -194,7 +194,7 @@ def _strings(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _duration(value: Any, where: str) -> Duration:
-    if isinstance(value, int | float) and not isinstance(value, bool) and value < _FOR_EVER:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FOR_EVER:
         return Duration(float(value))
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:

@@ -19,7 +19,7 @@ from attrs import define, evolve, field, frozen
 
 from kms_core import shamir
 from kms_core.aead import DEK_BYTES, Keys, StreamKey, share_check, wipe
-from kms_core.context import Context
+from kms_core.context import MAX_CONTEXT_BYTES, Context
 from kms_core.errors import (
     FormatError,
     IntegrityError,
@@ -41,12 +41,14 @@ from kms_core.header import (
     MAX_GENERATION,
     MAX_PLAINTEXT_BYTES,
     MAX_SEGMENT_LOG2,
+    MESSAGE_HEADER_BYTES,
     MIN_CAPSULE_BYTES,
     MIN_SEGMENT_LOG2,
     SALT_BYTES,
     STORES_CONTEXT,
     STREAM_HEADER_BYTES,
     STREAM_SALT_BYTES,
+    TAG_BYTES,
     Capsule,
     MessageHeader,
     Recipient,
@@ -84,6 +86,8 @@ FindCapsule = Callable[[bytes], bytes]
 WRAP_ROOM: Final = 1728
 #: Enough to tell what follows and how long it is.
 LEAD_BYTES: Final = 8
+_READ_BYTES: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 16
 _RECIPIENT_FRAMING: Final = 7
 _EXTENSION_FRAMING: Final = 4
 
@@ -376,7 +380,7 @@ def open_stream(
     capsule_bytes, head = read_capsule(source)
     check_prefix(head, BODY_KINDS)
     if head[1] & ~STORES_CONTEXT == KIND_MESSAGE:
-        message = head + source.read(MAX_PLAINTEXT_BYTES + MAX_CAPSULE_BYTES)
+        message = head + _read_rest(source, MAX_PLAINTEXT_BYTES + MAX_CAPSULE_BYTES)
         plaintext = open_envelope(capsule_bytes + message, context, unwrap, find_capsule)
         return io.BytesIO(plaintext)
     head += _read_stream_head(source, head)
@@ -425,11 +429,33 @@ def _read_stream_head(source: IO[bytes], head: bytes) -> bytes:
     return rest + _read_exactly(source, COMMITMENT_BYTES)
 
 
+def _read_all(source: IO[bytes]) -> bytes:
+    """The rest of a one-shot message; one byte more than it may have is enough to refuse it."""
+    limit = MESSAGE_HEADER_BYTES + MAX_CONTEXT_BYTES + MAX_PLAINTEXT_BYTES + TAG_BYTES
+    parts, size = [], 0
+    while size <= limit and (part := source.read(min(_READ_BYTES, limit + 1 - size))):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+
 def _read_exactly(source: IO[bytes], size: int) -> bytes:
     buffer = bytearray(size)
     if read_full(source, memoryview(buffer)) < size:
         raise FormatError("the envelope is cut short")
     return bytes(buffer)
+
+
+def _read_rest(source: IO[bytes], limit: int) -> bytes:
+    """All that is left; stops soon after ``limit``, and takes memory only for what does come."""
+    rest = bytearray()
+    chunk = memoryview(bytearray(_CHUNK_BYTES))
+    while len(rest) <= limit:
+        size = read_full(source, chunk)
+        rest += chunk[:size]
+        if size < len(chunk):
+            break
+    return bytes(rest)
 
 
 def start_stream(

@@ -158,11 +158,12 @@ def test_a_message_is_not_returned_before_its_capsule_is_kept(
     plain, sealed, stream = tmp_path / "plain", tmp_path / "sealed", io.BytesIO()
     plain.write_bytes(SECRET)
     with client_with(services, Full()) as kms:
-        for attempt in (
+        attempts: list[Callable[[], object]] = [
             lambda: kms.seal(SECRET, inline=False),
             lambda: kms.sealing(stream, inline=False),
             lambda: kms.seal_file(plain, sealed, inline=False),
-        ):
+        ]
+        for attempt in attempts:
             with pytest.raises(Unavailable, match="no space left"):
                 attempt()
     assert stream.getvalue() == b""
@@ -223,10 +224,24 @@ def test_what_is_passed_goes_before_what_is_configured(
 ) -> None:
     """Explicit beats configured; the configured one is not even made."""
     passed, place = MemoryCapsules(), tmp_path / "capsules"
-    with client_with(services, passed, capsules=place) as kms:
+    with client_for(services, options={"capsules": passed}, capsules=place) as kms:
         compact = kms.seal(SECRET, inline=False)
     assert list(passed.key_ids()) == [key_of(compact)]
     assert not place.exists()
+
+
+@pytest.mark.xfail(reason="a store that is empty and says so passes for none")
+def test_an_empty_store_is_a_store(services: dict[str, Faulty]) -> None:
+    """Somebody else's may well have a length."""
+
+    class Counted(MemoryCapsules):
+        def __len__(self) -> int:
+            return len(list(self.key_ids()))
+
+    counted = Counted()
+    with client_with(services, counted) as kms:
+        kms.seal(SECRET, inline=False)
+    assert len(counted) == 1
 
 
 def test_without_a_store_there_are_no_compact_messages(
@@ -236,14 +251,15 @@ def test_without_a_store_there_are_no_compact_messages(
     compact, path = kms.seal(SECRET, inline=False), tmp_path / "plain"
     path.write_bytes(SECRET)
     with client_for(services) as without:
-        for attempt in (
+        attempts: list[Callable[[], object]] = [
             lambda: without.seal(SECRET, inline=False),
             lambda: without.sealing(io.BytesIO(), inline=False),
             lambda: without.seal_file(path, tmp_path / "sealed", inline=False),
             lambda: without.open(compact),
             lambda: without.opening(io.BytesIO(compact)),
             lambda: without.rewrap(compact),
-        ):
+        ]
+        for attempt in attempts:
             with pytest.raises(InvalidRequest, match=r"set envelope\.capsules, or pass capsules="):
                 attempt()
         assert without.open(without.seal(SECRET)) == SECRET
@@ -257,9 +273,10 @@ def test_an_unknown_key_is_not_found(kms: Kms, services: dict[str, Faulty]) -> N
     """The error names the key id, and no service is asked."""
     with client_with(services, MemoryCapsules()) as elsewhere:
         compact = elsewhere.seal(SECRET, inline=False)
-    for attempt in (lambda: kms.open(compact), lambda: kms.rewrap(compact)):
-        with pytest.raises(KeyNotFound, match=key_of(compact).hex()):
-            attempt()
+    with pytest.raises(KeyNotFound, match=key_of(compact).hex()):
+        kms.open(compact)
+    with pytest.raises(KeyNotFound, match=key_of(compact).hex()):
+        kms.rewrap(compact)
     assert sum(made.count("decrypt") for made in services.values()) == 0
 
 
@@ -298,9 +315,10 @@ def test_a_capsule_that_goes_back_is_refused(
         kms.rewrap(compact, remove="b")
         assert kms.open(compact, CONTEXT) == SECRET
         scripted.answer = old
-        for attempt in (lambda: kms.open(compact, CONTEXT), lambda: kms.rewrap(compact)):
-            with pytest.raises(IntegrityError):
-                attempt()
+        with pytest.raises(IntegrityError):
+            kms.open(compact, CONTEXT)
+        with pytest.raises(IntegrityError):
+            kms.rewrap(compact)
         scripted.answer = None
         assert kms.open(compact, CONTEXT) == SECRET
         with client_with(services, scripted) as newcomer:  # who cannot know

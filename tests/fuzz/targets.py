@@ -91,7 +91,7 @@ def fuzz_context(data: bytes) -> str:
         return _outcome(exc)
     assert context.encoded == data
     assert Context(dict(context)).encoded == data
-    assert Context(dict(reversed(context.items()))) == context
+    assert Context(dict(reversed(list(context.items())))) == context
     return VALUE
 
 
