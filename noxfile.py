@@ -117,6 +117,13 @@ def tests(session: nox.Session) -> None:
         session.run("coverage", "report", f"--include={folder}/*", f"--fail-under={COVERAGE}")
 
 
+@nox.session(python=NEWEST, default=False)
+def fuzz(session: nox.Session) -> None:
+    """Every parser in turn against mutated inputs: `-- --seconds 60` for each; see tests/fuzz."""
+    session.install(*editable(), *needed_by_tests([]))
+    session.run("python", "-m", "tests.fuzz.run", *session.posargs)
+
+
 @nox.session(python=NEWEST)
 @nox.parametrize("plugin", PLUGINS)
 def plugins(session: nox.Session, plugin: str) -> None:

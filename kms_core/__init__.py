@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     from kms_core.aead import wipe as wipe
     from kms_core.async_client import AsyncKms as AsyncKms
     from kms_core.breaker import BreakerPolicy as BreakerPolicy
+    from kms_core.calls import CallPolicy as CallPolicy
     from kms_core.capsules import CapsuleStore as CapsuleStore
     from kms_core.capsules import FileCapsules as FileCapsules
     from kms_core.capsules import MemoryCapsules as MemoryCapsules
     from kms_core.capsules import SqliteCapsules as SqliteCapsules
     from kms_core.client import Kms as Kms
     from kms_core.context import Context as Context
-    from kms_core.envelope import EnvelopeInfo as EnvelopeInfo
-    from kms_core.envelope import RecipientInfo as RecipientInfo
-    from kms_core.envelope import inspect as inspect
-    from kms_core.envelope import is_sealed as is_sealed
     from kms_core.errors import AccessDenied as AccessDenied
     from kms_core.errors import AllInstancesFailed as AllInstancesFailed
     from kms_core.errors import BreakerOpen as BreakerOpen
@@ -49,7 +46,10 @@ if TYPE_CHECKING:
     from kms_core.errors import UnsupportedVersion as UnsupportedVersion
     from kms_core.errors import correlation_id as correlation_id
     from kms_core.hookspecs import hookimpl as hookimpl
-    from kms_core.routing import CallPolicy as CallPolicy
+    from kms_core.inspection import EnvelopeInfo as EnvelopeInfo
+    from kms_core.inspection import RecipientInfo as RecipientInfo
+    from kms_core.inspection import inspect as inspect
+    from kms_core.inspection import is_sealed as is_sealed
     from kms_core.settings import EnvelopePolicy as EnvelopePolicy
     from kms_core.settings import InstanceConfig as InstanceConfig
     from kms_core.settings import Settings as Settings
@@ -76,9 +76,9 @@ _HOME = {
     "async_client": ("AsyncKms",),
     "breaker": ("BreakerPolicy",),
     "client": ("Kms",),
+    "calls": ("CallPolicy",),
     "capsules": ("CapsuleStore", "FileCapsules", "MemoryCapsules", "SqliteCapsules"),
     "context": ("Context",),
-    "envelope": ("EnvelopeInfo", "RecipientInfo", "inspect", "is_sealed"),
     "errors": (
         "AccessDenied",
         "AllInstancesFailed",
@@ -106,7 +106,7 @@ _HOME = {
         "correlation_id",
     ),
     "hookspecs": ("hookimpl",),
-    "routing": ("CallPolicy",),
+    "inspection": ("EnvelopeInfo", "RecipientInfo", "inspect", "is_sealed"),
     "settings": ("EnvelopePolicy", "InstanceConfig", "Settings"),
     "types": (
         "Attempt",

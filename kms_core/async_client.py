@@ -15,8 +15,8 @@ from typing import IO, Any, Literal, Self, overload
 from kms_core.breaker import BreakerSnapshot
 from kms_core.client import ContextLike, Data, Kms
 from kms_core.context import Context
-from kms_core.envelope import EnvelopeInfo
 from kms_core.header import DEFAULT_SEGMENT_LOG2
+from kms_core.inspection import EnvelopeInfo
 from kms_core.settings import Settings
 from kms_core.stream import StreamWriter
 from kms_core.types import Ciphertext, DataKey, HealthReport, PluginInfo

@@ -14,10 +14,11 @@ from typing import IO, Any, Final, Literal, Self, TypeVar, overload
 
 import attrs
 
-from kms_core import config, envelope, header, health, parallel
+from kms_core import config, envelope, header, health, inspection, parallel
 from kms_core import rewrap as rewrapping
 from kms_core.aead import DEK_BYTES, Keys, wipe
 from kms_core.breaker import Breaker, BreakerSnapshot
+from kms_core.calls import Deadline
 from kms_core.capsules import CapsuleStore, FileCapsules, SqliteCapsules
 from kms_core.context import RESERVED_PREFIX, Context
 from kms_core.errors import (
@@ -34,7 +35,7 @@ from kms_core.files import NewFile
 from kms_core.observe import Observers
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Emit, Relay, domain_of
-from kms_core.routing import Deadline, Quorum, Router
+from kms_core.routing import Quorum, Router
 from kms_core.settings import InstanceConfig, Settings
 from kms_core.stream import StreamWriter, write_all
 from kms_core.types import (
@@ -184,7 +185,7 @@ class Kms:
             outcome.missing = new.missing
             message = envelope.seal_message(new.keys, plaintext, supplied, stored)
             sealed = self._place_capsule(new, inline=inline) + message
-        return envelope.armor(sealed) if armor else sealed
+        return inspection.armor(sealed) if armor else sealed
 
     def sealing(
         self,
@@ -276,14 +277,14 @@ class Kms:
             )
 
     @staticmethod
-    def inspect(sealed: Data | str) -> envelope.EnvelopeInfo:
+    def inspect(sealed: Data | str) -> inspection.EnvelopeInfo:
         """What an envelope says about itself; needs no key and asks no service."""
-        return envelope.inspect(sealed)
+        return inspection.inspect(sealed)
 
     @staticmethod
     def is_sealed(data: Data | str) -> bool:
         """Whether ``data`` starts like an envelope."""
-        return envelope.is_sealed(data)
+        return inspection.is_sealed(data)
 
     def rewrap(
         self,
@@ -305,7 +306,7 @@ class Kms:
         capsule, body = envelope.split(whole)
         intent = self._intent(add, remove, repair=repair)
         if not capsule:
-            key_id = bytes.fromhex(envelope.inspect(body).key_id)
+            key_id = bytes.fromhex(inspection.inspect(body).key_id)
             self._rewrap_stored(key_id, intent)
             return whole
         return self._rewrap(capsule, intent) + body
@@ -691,7 +692,7 @@ def _data(data: Data) -> bytes:
 
 
 def _envelope(sealed: Data | str) -> bytes:
-    return envelope.unarmor(sealed) if isinstance(sealed, str) else _data(sealed)
+    return inspection.unarmor(sealed) if isinstance(sealed, str) else _data(sealed)
 
 
 def _context(pairs: ContextLike) -> Context:

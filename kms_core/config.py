@@ -220,16 +220,22 @@ def _secret(value: Any, where: str, raw: Raw) -> Secret:
     if "env" in value:
         found = raw.environ.get(str(value["env"]))
         if not found:
-            raise ConfigError(f"{where}: environment variable {value['env']} is not set")
+            raise ConfigError(f"{where}: environment variable {shown(value['env'])} is not set")
         return Secret(found)
     path = _path(str(value["file"]), where, raw)
     try:
         text = path.read_text().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"{where}: cannot read the secret in {path}") from None
+    except (OSError, ValueError):  # also of a name with a null, or bytes that are not text
+        raise ConfigError(f"{where}: cannot read the secret in {shown(path)}") from None
     if not text:
-        raise ConfigError(f"{where}: the secret in {path} is empty")
+        raise ConfigError(f"{where}: the secret in {shown(path)} is empty")
     return Secret(text)
+
+
+def shown(name: object) -> str:
+    """As it was written, or escaped where that would not be one line of text."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)
 
 
 def _kind(value: Any) -> str:

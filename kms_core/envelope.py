@@ -7,13 +7,11 @@ service, commitment before MAC, MAC before the body.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 import io
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import IO, Final, Literal, Protocol, Self
+from typing import IO, Final, Protocol, Self
 
 from attrs import define, evolve, field, frozen
 
@@ -36,7 +34,6 @@ from kms_core.header import (
     KIND_MESSAGE,
     KIND_STREAM,
     MAC_BYTES,
-    MAGIC,
     MAX_CAPSULE_BYTES,
     MAX_GENERATION,
     MAX_PLAINTEXT_BYTES,
@@ -61,7 +58,6 @@ from kms_core.header import (
 )
 from kms_core.stream import StreamReader, StreamWriter, read_full, write_all
 from kms_core.types import Ciphertext
-from kms_core.uri import provider_type
 
 Random = Callable[[int], bytes]
 #: Turns unwrapped bytes into keys (``None``: more shares are needed), or raises
@@ -87,7 +83,6 @@ WRAP_ROOM: Final = 1728
 #: Enough to tell what follows and how long it is.
 LEAD_BYTES: Final = 8
 _READ_BYTES: Final = 1 << 20
-_CHUNK_BYTES: Final = 1 << 16
 _RECIPIENT_FRAMING: Final = 7
 _EXTENSION_FRAMING: Final = 4
 
@@ -380,7 +375,7 @@ def open_stream(
     capsule_bytes, head = read_capsule(source)
     check_prefix(head, BODY_KINDS)
     if head[1] & ~STORES_CONTEXT == KIND_MESSAGE:
-        message = head + _read_rest(source, MAX_PLAINTEXT_BYTES + MAX_CAPSULE_BYTES)
+        message = head + _read_all(source)
         plaintext = open_envelope(capsule_bytes + message, context, unwrap, find_capsule)
         return io.BytesIO(plaintext)
     head += _read_stream_head(source, head)
@@ -444,18 +439,6 @@ def _read_exactly(source: IO[bytes], size: int) -> bytes:
     if read_full(source, memoryview(buffer)) < size:
         raise FormatError("the envelope is cut short")
     return bytes(buffer)
-
-
-def _read_rest(source: IO[bytes], limit: int) -> bytes:
-    """All that is left; stops soon after ``limit``, and takes memory only for what does come."""
-    rest = bytearray()
-    chunk = memoryview(bytearray(_CHUNK_BYTES))
-    while len(rest) <= limit:
-        size = read_full(source, chunk)
-        rest += chunk[:size]
-        if size < len(chunk):
-            break
-    return bytes(rest)
 
 
 def start_stream(
@@ -544,124 +527,3 @@ def rewrap_capsule(
         unknown=tuple(item for item in capsule.unknown if not item[0] & EXT_DROP_IF_UNKNOWN),
     )
     return sign_capsule(_with_room(new, len(capsule_bytes)), keys)
-
-
-# --- without a key -------------------------------------------------------------------------------
-
-
-@frozen
-class RecipientInfo:
-    """One recipient as ``inspect`` shows it."""
-
-    key_uri: str
-    provider: str
-    wrap_alg: int
-    share_index: int
-    blob_bytes: int
-
-
-@frozen
-class EnvelopeInfo:
-    """What an envelope says about itself.  Nothing of it is authenticated without a key."""
-
-    form: Literal["message", "stream", "capsule"]
-    inline: bool
-    suite: int
-    key_id: str
-    size: int
-    #: The length of the capsule: what follows it is the body.
-    capsule_bytes: int = 0
-    #: Plaintext bytes in each segment of a stream.
-    segment_bytes: int | None = None
-    stored_context: Context | None = None
-    generation: int | None = None
-    threshold: int | None = None
-    scope: Context = Context()
-    recipients: tuple[RecipientInfo, ...] = ()
-    missing: tuple[str, ...] = ()
-    created: int | None = None
-
-    @property
-    def degraded(self) -> bool:
-        """Whether the writer recorded recipients that it could not reach."""
-        return bool(self.missing)
-
-
-def is_sealed(data: bytes | bytearray | memoryview | str) -> bool:
-    """Whether ``data`` starts like an envelope (or its base64url text form)."""
-    if isinstance(data, str):
-        try:
-            data = unarmor(data[:8])
-        except FormatError:
-            return False
-    head = bytes(data[:3])
-    return len(head) == 3 and head[0] == MAGIC and head[1] in BODY_KINDS | {KIND_CAPSULE}
-
-
-def armor(envelope: bytes) -> str:
-    """The text form: base64url without padding (RFC 4648, section 5)."""
-    return base64.urlsafe_b64encode(envelope).rstrip(b"=").decode()
-
-
-def unarmor(text: str) -> bytes:
-    """Undo ``armor``; raises ``FormatError`` for anything but its exact output."""
-    try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise FormatError("not base64url text") from None
-    if armor(data) != text:
-        raise FormatError("not canonical base64url text")
-    return data
-
-
-def inspect(data: bytes | bytearray | memoryview | str) -> EnvelopeInfo:
-    """Describe an envelope without any key; raises ``FormatError`` if it is none."""
-    envelope = unarmor(data) if isinstance(data, str) else bytes(data)
-    check_prefix(envelope, BODY_KINDS | {KIND_CAPSULE})
-    if envelope[1] != KIND_CAPSULE:
-        return _describe_body(envelope)
-    length = capsule_length(envelope)
-    capsule = parse_capsule(envelope[:length])
-    body = envelope[length:]
-    described = _describe_body(body) if body else None
-    return EnvelopeInfo(
-        form=described.form if described else "capsule",
-        inline=described is not None,
-        suite=capsule.suite,
-        key_id=capsule.key_id.hex(),
-        size=len(envelope),
-        capsule_bytes=length,
-        stored_context=described.stored_context if described else None,
-        segment_bytes=described.segment_bytes if described else None,
-        generation=capsule.generation,
-        threshold=capsule.threshold,
-        scope=capsule.scope,
-        recipients=tuple(map(_describe_recipient, capsule.recipients)),
-        missing=capsule.missing,
-        created=capsule.created,
-    )
-
-
-def _describe_body(body: bytes) -> EnvelopeInfo:
-    check_prefix(body, BODY_KINDS)
-    is_stream = body[1] & ~STORES_CONTEXT == KIND_STREAM
-    header = parse_stream_header(body)[0] if is_stream else parse_message_header(body)
-    return EnvelopeInfo(
-        form="stream" if is_stream else "message",
-        inline=False,
-        suite=header.suite,
-        key_id=header.key_id.hex(),
-        size=len(body),
-        stored_context=header.stored_context,
-        segment_bytes=header.segment_bytes if isinstance(header, StreamHeader) else None,
-    )
-
-
-def _describe_recipient(recipient: Recipient) -> RecipientInfo:
-    return RecipientInfo(
-        key_uri=recipient.key_uri,
-        provider=provider_type(recipient.key_uri),
-        wrap_alg=recipient.wrap_alg,
-        share_index=recipient.share_index,
-        blob_bytes=len(recipient.blob),
-    )

@@ -17,6 +17,7 @@ from attrs import frozen
 
 from kms_core import shamir
 from kms_core.aead import DEK_BYTES, Keys, share_check
+from kms_core.calls import Deadline
 from kms_core.context import Context
 from kms_core.envelope import (
     Shares,
@@ -39,7 +40,7 @@ from kms_core.errors import (
 )
 from kms_core.files import NewFile
 from kms_core.header import Capsule, parse_capsule
-from kms_core.routing import Deadline, Part, Router
+from kms_core.routing import Part, Router
 from kms_core.stream import read_full, write_all
 from kms_core.types import Attempt, Ciphertext
 

@@ -1,300 +1,37 @@
-"""Who is asked, in which order, for how long: fallback, hedging, retries and deadlines.
+"""Who is asked, in which order: fallback, quorum and health.
 
-Knows instances and calls, not envelopes.  Every call to a service runs on a worker of its instance,
-behind that instance's breaker, so that the caller can walk away when time is up.
+Knows instances and calls, not envelopes.
 """
 
 from __future__ import annotations
 
-import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from typing import Any, Final, Generic, TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Final, TypeVar
 
-from attrs import Attribute, define, field, frozen
+from attrs import frozen
 
-from kms_core.aead import wipe
-from kms_core.breaker import Permit
+from kms_core.calls import POLL, Call, Caller, CallPolicy, Clock, Deadline, result_of
 from kms_core.context import Context
 from kms_core.errors import (
     AllInstancesFailed,
-    BreakerOpen,
-    ConfigError,
     DeadlineExceeded,
-    IntegrityError,
-    InvalidCiphertext,
-    InvalidRequest,
     KMSError,
-    NoMatchingRecipient,
     PolicyDenied,
     ServiceError,
-    Throttled,
-    UnsupportedOperation,
 )
+from kms_core.race import Bound, Race
 from kms_core.relay import Relay
-from kms_core.types import Attempt, Ciphertext, Duration
+from kms_core.types import Attempt, Ciphertext
 from kms_core.uri import provider_type
 
 T = TypeVar("T")
 R = TypeVar("R")
-Clock = Callable[[], float]
-
-MAX_BAD_UNWRAPS: Final = 4  # proven-bad answers per open: bounds what a forged capsule can cost
-_POLL: Final = 0.05  # how soon a call that is still loading its SDK is looked at again
-_RANK: Final = {"hsm": 2, "software": 1, "local": 0}
-#: Outcomes that say nothing about the service: it was not asked, or it asked for patience.
-_NO_EVIDENCE: Final = (
-    Throttled,
-    BreakerOpen,
-    PolicyDenied,
-    InvalidRequest,
-    UnsupportedOperation,
-    ConfigError,
-)
-
-
-def _positive(_: object, attribute: Attribute[Any], value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{attribute.name} must be a positive time in seconds, not {value}")
-
-
-def _at_least_one(_: object, attribute: Attribute[int], value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value}")
-
-
-@frozen
-class CallPolicy:
-    """Times and numbers for calls to services; durations in seconds.
-
-    ``deadline`` bounds one public call across retries and fallback; ``attempt_timeout`` one call
-    to one service; ``attempts`` how often one instance is tried for one write; ``hedge_after`` when
-    an unanswered open also asks the next recipient; ``health_timeout`` a whole health report.
-    """
-
-    deadline: Duration = field(default=Duration(10.0), validator=_positive)
-    attempt_timeout: Duration = field(default=Duration(3.0), validator=_positive)
-    attempts: int = field(default=2, validator=_at_least_one)
-    hedge_after: Duration = field(default=Duration(1.0), validator=_positive)
-    max_concurrency: int = field(default=32, validator=_at_least_one)
-    health_timeout: Duration = field(default=Duration(2.0), validator=_positive)
-
-
-class Deadline:
-    """A point in time that every step of one public call shares."""
-
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        self._clock = clock
-        #: The moment itself, by the same clock.
-        self.at = clock() + seconds
-
-    def remaining(self) -> float:
-        """Seconds left, never negative."""
-        return max(0.0, self.at - self._clock())
-
-
-@define(eq=False)
-class Call(Generic[T]):
-    """One call under way on a worker of one instance."""
-
-    relay: Relay
-    operation: str
-    submitted: float
-    future: Future[T] = field(init=False)
-    permit: Permit | None = None
-    #: When the service was asked: ``None`` while waiting for a worker or for the SDK to load.
-    began: float | None = None
-    #: Nobody waits for it any more: it is not tried again.
-    abandoned: bool = False
-
-    def attempt(self, error: KMSError, now: float) -> Attempt:
-        """The record of its failure."""
-        return Attempt(self.relay.name, error, now - (self.began or self.submitted))
-
-
-class Caller:
-    """Runs calls on instances: breaker, worker, retry and time-out of each."""
-
-    def __init__(self, policy: CallPolicy, clock: Clock, sleep: Callable[[float], None]) -> None:
-        self.policy = policy
-        self.clock = clock
-        self._sleep = sleep
-        self._lock = threading.Lock()
-        self._dropped: list[Call[Any]] = []
-
-    def start(
-        self,
-        relay: Relay,
-        operation: str,
-        work: Callable[[Relay], T],
-        deadline: Deadline,
-        attempts: int = 1,
-    ) -> Call[T]:
-        """Put a call on its way; raises ``BreakerOpen`` at once if the breaker refuses."""
-        self._count_overdue()
-        call: Call[T] = Call(relay, operation, self.clock())
-        call.permit = self._acquire(call)
-
-        def run() -> T:
-            if attempts == 1:
-                return self._once(call, work)
-            return self._retrying(call, work, deadline, attempts)
-
-        try:
-            call.future = relay.workers.submit(run)
-        except BaseException:
-            relay.breaker.release(call.permit)
-            raise
-        return call
-
-    def expires(self, call: Call[T]) -> float | None:
-        """When the attempt has had its time; ``None`` while it has not reached the service."""
-        return None if call.began is None else call.began + self.policy.attempt_timeout
-
-    def had_its_time(self, call: Call[T], deadline: Deadline) -> bool:
-        """Whether this call is slow, rather than cut short by the deadline."""
-        expires = self.expires(call)
-        return bool(deadline.remaining()) or (expires is not None and expires <= self.clock())
-
-    def abandon(self, call: Call[T], *, counts: bool) -> KMSError:
-        """Stop waiting for a call; whatever it still brings is wiped and ignored.
-
-        ``counts``: it had its full time, so this is evidence against the instance.
-        """
-        began, permit = call.began, call.permit
-        waited = self.clock() - (call.submitted if began is None else began)
-        call.abandoned = True
-        call.future.cancel()
-        call.future.add_done_callback(_discard)
-        if permit is not None:
-            if counts and began is not None:
-                call.relay.breaker.fail(permit, timeout=True)
-            else:
-                call.relay.breaker.release(permit)
-        return call.relay.annotated(
-            DeadlineExceeded(f"no answer within {waited:.1f} s"), call.operation
-        )
-
-    def drop(self, call: Call[T]) -> None:
-        """Let a call that is no longer needed run on, wipe what it brings, and keep its verdict.
-
-        A service that never answers must count as such even when a faster one always wins.
-        """
-        call.abandoned = True
-        call.future.add_done_callback(_discard)
-        if call.future.cancel():
-            if call.permit is not None:
-                call.relay.breaker.release(call.permit)
-        else:
-            with self._lock:
-                self._dropped.append(call)
-
-    def _count_overdue(self) -> None:
-        """Dropped calls that have had their full time by now are time-outs."""
-        if not self._dropped:
-            return
-        now = self.clock()
-        with self._lock:
-            running = [call for call in self._dropped if not call.future.done()]
-            overdue = [call for call in running if (self.expires(call) or now) < now]
-            self._dropped = [call for call in running if call not in overdue]
-        for call in overdue:
-            if call.permit is not None:
-                call.relay.breaker.fail(call.permit, timeout=True)
-
-    def _acquire(self, call: Call[T]) -> Permit:
-        try:
-            return call.relay.breaker.acquire()
-        except BreakerOpen as exc:
-            call.relay.annotated(exc, call.operation)
-            raise
-
-    def _once(self, call: Call[T], work: Callable[[Relay], T]) -> T:
-        """One attempt, and its verdict for the breaker."""
-        permit = call.permit
-        if permit is None:
-            permit = call.permit = self._acquire(call)
-        breaker = call.relay.breaker
-        try:
-            call.relay.prepare()
-            call.began = self.clock()
-            result = work(call.relay)
-        except KMSError as exc:
-            if exc.counts:
-                breaker.fail(permit, timeout=isinstance(exc, DeadlineExceeded))
-            elif isinstance(exc, _NO_EVIDENCE):
-                breaker.release(permit)
-            else:
-                breaker.succeed(permit)  # the service answered: it is the key or the caller
-            raise
-        except BaseException:
-            breaker.release(permit)
-            raise
-        if result is None:  # "not mine": no service was asked
-            breaker.release(permit)
-        else:
-            breaker.succeed(permit)
-        return result
-
-    def _retrying(
-        self, call: Call[T], work: Callable[[Relay], T], deadline: Deadline, attempts: int
-    ) -> T:
-        import tenacity
-
-        jitter = tenacity.wait_random_exponential(multiplier=0.1, max=2.0)
-
-        def again() -> T:
-            try:
-                return self._once(call, work)
-            finally:
-                call.permit = call.began = None  # settled; the next attempt asks for its own
-
-        def pause(state: tenacity.RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            asked = error.retry_after if isinstance(error, Throttled) else None
-            return jitter(state) if asked is None else max(0.0, asked)
-
-        def stop(state: tenacity.RetryCallState) -> bool:
-            late = pause(state) >= deadline.remaining()
-            return call.abandoned or late or state.attempt_number >= attempts
-
-        return tenacity.Retrying(
-            sleep=self._sleep,
-            stop=stop,
-            wait=pause,
-            retry=tenacity.retry_if_exception(lambda exc: getattr(exc, "retryable", False)),
-            reraise=True,
-        )(again)
-
-
-def _result(future: Future[T]) -> T:
-    try:
-        return future.result()
-    except CancelledError:
-        raise InvalidRequest("this Kms was closed while the call was waiting") from None
-
-
-def _discard(future: Future[Any]) -> None:
-    """Nobody waits for this result any more; it may hold a key."""
-    try:
-        result = future.result()
-    except (CancelledError, Exception):  # noqa: BLE001  the caller has its own error already
-        return
-    for secret in (result, getattr(result, "plaintext", None), *_members(result)):
-        wipe(secret)
-
-
-def _members(result: object) -> tuple[object, ...]:
-    return result if isinstance(result, tuple) else ()
-
-
-_Answer = tuple[Ciphertext, bytes | bytearray]
 #: What one instance is to wrap, and the context to bind it to.
 Part = tuple[bytes | bytearray, Context]
-#: What an instance may be asked to unwrap, and the context it was bound to.
-Bound = tuple[Ciphertext, Context]
+
+_RANK: Final = {"hsm": 2, "software": 1, "local": 0}
 
 
 @frozen
@@ -405,7 +142,7 @@ class Router:
         ends = [self._end(call, deadline, enough_at, quorum) for call in pending]
         timeout = max(0.0, min(ends) - self._clock())
         if any(call.began is None for call in pending):
-            timeout = min(timeout, _POLL)
+            timeout = min(timeout, POLL)
         wait([call.future for call in pending], timeout, FIRST_COMPLETED)
         now = self._clock()
         return [
@@ -447,7 +184,7 @@ class Router:
     def _result(self, call: Call[T], deadline: Deadline) -> T:
         """The call's result, or its error; a call that is not done has run out of time."""
         if call.future.done():
-            return _result(call.future)
+            return result_of(call.future)
         raise self._caller.abandon(call, counts=self._caller.had_its_time(call, deadline))
 
     def _enough(
@@ -508,7 +245,7 @@ class Router:
         ``NoMatchingRecipient``, ``IntegrityError`` (every answer was bad) or
         ``AllInstancesFailed``.
         """
-        race = _Race(self._caller, deadline or self.deadline(), threshold)
+        race = Race(self._caller, deadline or self.deadline(), threshold)
         try:
             won = race.run(self._candidates(wraps, only), accept)
         finally:
@@ -645,166 +382,3 @@ def _answer(future: Future[T | KMSError], seconds: float) -> T | KMSError:
 
 def _in_order(names: Sequence[str], failures: Mapping[str, Attempt]) -> tuple[Attempt, ...]:
     return tuple(failures[name] for name in names if name in failures)
-
-
-class _Race:
-    """Candidates started one by one, on error or on delay, until enough answers are accepted."""
-
-    def __init__(self, caller: Caller, deadline: Deadline, threshold: int) -> None:
-        self._caller = caller
-        self._deadline = deadline
-        self._needed = threshold
-        self._max_bad = max(MAX_BAD_UNWRAPS, threshold)
-        self._waiting: list[tuple[Relay, Bound]] = []
-        self._running: dict[Future[_Answer | None], Call[_Answer | None]] = {}
-        self._failures: list[Attempt] = []
-        self._bad = 0
-        self._hedge_at = 0.0
-        self._hedges = False  # whether the last wait ended because it was time to
-
-    def run(
-        self,
-        candidates: list[tuple[Relay, Bound]],
-        accept: Callable[[Ciphertext, bytes | bytearray], R | None],
-    ) -> R | None:
-        """What ``accept`` made of enough answers, or ``None``; then ``verdict`` says why."""
-        self._waiting = candidates
-        self._fill()
-        while self._running:
-            over = self._wait()
-            if not over and self._hedges:
-                self._start_next()  # nobody has answered for a while
-            for call in over:
-                del self._running[call.future]
-                won = self._judge(call, accept)
-                if won is not None:
-                    return won
-                self._fill()
-        return None
-
-    def _judge(
-        self,
-        call: Call[_Answer | None],
-        accept: Callable[[Ciphertext, bytes | bytearray], R | None],
-    ) -> R | None:
-        """What a call that is over brings; one that brings nothing makes room for the next."""
-        try:
-            answer = self._answer(call)
-            if answer is not None:
-                won = _accepted(*answer, accept)
-                self._needed -= 1
-                return won
-        except InvalidCiphertext as exc:
-            self._bad += 1
-            self._record(call, exc)
-        except (ServiceError, InvalidRequest, UnsupportedOperation) as exc:
-            # what one instance cannot do with its wrap, another may with its own
-            self._record(call, exc)
-            self._skip(call.relay, exc)
-        self._start_next()
-        return None
-
-    def stop(self) -> None:
-        """Drop the losers; what they still bring is wiped."""
-        for call in self._running.values():
-            self._caller.drop(call)
-        self._running.clear()
-
-    def _fill(self) -> None:
-        """Have as many calls under way as answers are still needed."""
-        while len(self._running) < self._needed and self._start_next():
-            pass
-
-    def _start_next(self) -> bool:
-        """Start the next candidate if one may be started now; whether one was."""
-        while self._waiting and self._bad + len(self._running) < self._max_bad:
-            if not self._deadline.remaining():
-                return False
-            relay, bound = self._waiting.pop(0)
-            attempts = 1 if self._waiting or self._running else self._caller.policy.attempts
-            try:
-                call = self._caller.start(
-                    relay, "decrypt", _unwrapping(bound), self._deadline, attempts
-                )
-            except ServiceError as exc:
-                self._failures.append(Attempt(relay.name, exc, 0.0))
-                self._skip(relay, exc)
-                continue
-            self._running[call.future] = call
-            self._hedge_at = self._caller.clock() + self._caller.policy.hedge_after
-            return True
-        return False
-
-    def _wait(self) -> list[Call[_Answer | None]]:
-        """Until an answer, a time-out, or the moment to hedge; the calls that are over."""
-        now = self._caller.clock()
-        ends = [self._deadline.at]
-        ends += [end for call in self._running.values() if (end := self._caller.expires(call))]
-        if self._waiting:
-            ends.append(self._hedge_at)
-        timeout = min(ends) - now
-        look = timeout > _POLL and any(call.began is None for call in self._running.values())
-        wait(self._running, _POLL if look else max(0.0, timeout), FIRST_COMPLETED)
-        self._hedges = bool(self._waiting) and not look and self._hedge_at <= min(ends)
-        now, remaining = self._caller.clock(), self._deadline.remaining()
-        return [
-            call
-            for call in self._running.values()
-            if call.future.done()
-            or not remaining
-            or ((end := self._caller.expires(call)) is not None and end <= now)
-        ]
-
-    def _answer(self, call: Call[_Answer | None]) -> _Answer | None:
-        if call.future.done():
-            return _result(call.future)
-        raise self._caller.abandon(call, counts=self._caller.had_its_time(call, self._deadline))
-
-    def _record(self, call: Call[_Answer | None], error: KMSError) -> None:
-        if error.instance is None:
-            call.relay.annotated(error, call.operation)
-        self._failures.append(call.attempt(error, self._caller.clock()))
-
-    def _skip(self, relay: Relay, error: KMSError) -> None:
-        """Do not ask an instance again that is down, throttled or refused by its breaker."""
-        if error.counts or isinstance(error, Throttled | BreakerOpen):
-            self._waiting = [item for item in self._waiting if item[0] is not relay]
-
-    def verdict(self, key_uris: Iterable[str]) -> KMSError:
-        """Why nobody won."""
-        if not self._failures:
-            if self._deadline.remaining():
-                return NoMatchingRecipient(sorted(set(key_uris)))
-            return DeadlineExceeded("the deadline passed before any instance could be asked")
-        if self._bad and not any(map(_may_pass, self._failures)):
-            return IntegrityError()
-        more = "" if self._needed == 1 else f" (at least {self._needed} more are needed)"
-        return AllInstancesFailed(f"no recipient could be unwrapped{more}", self._failures)
-
-
-def _may_pass(attempt: Attempt) -> bool:
-    """Whether the same instance may yet open what was not opened now."""
-    return attempt.error.counts or isinstance(attempt.error, Throttled | BreakerOpen)
-
-
-def _unwrapping(bound: Bound) -> Callable[[Relay], _Answer | None]:
-    ciphertext, context = bound
-
-    def unwrap(relay: Relay) -> _Answer | None:
-        key_id = relay.match(ciphertext.key_uri)
-        if key_id is None:
-            return None
-        return ciphertext, relay.decrypt(key_id, ciphertext, context)
-
-    return unwrap
-
-
-def _accepted(
-    ciphertext: Ciphertext,
-    plaintext: bytes | bytearray,
-    accept: Callable[[Ciphertext, bytes | bytearray], R | None],
-) -> R | None:
-    try:
-        return accept(ciphertext, plaintext)
-    finally:
-        wipe(plaintext)

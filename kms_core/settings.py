@@ -10,11 +10,11 @@ from typing import Any, Literal, Self
 from attrs import field, frozen, validators
 
 from kms_core.breaker import BreakerPolicy
-from kms_core.config import Raw, check_names, structure, table
+from kms_core.calls import CallPolicy
+from kms_core.config import Raw, check_names, shown, structure, table
 from kms_core.context import RESERVED_PREFIX
 from kms_core.errors import ConfigError
 from kms_core.header import MAX_RECIPIENTS, MAX_SCOPE_PAIRS
-from kms_core.routing import CallPolicy
 from kms_core.types import Duration
 
 _THRESHOLD = re.compile(r"([1-9][0-9]?) of ([1-9][0-9]?)")
@@ -111,10 +111,7 @@ class Settings:
         if not self.instances:
             raise ConfigError(f"{source}: no instance is configured; add a table [instances.NAME]")
         for name in self.instances:
-            if not _NAME.fullmatch(name):
-                raise ConfigError(
-                    f"{source}: instance name {name!r} is not letters, digits, - or _"
-                )
+            _check_name(name, source)
         where = f"{source}: [envelope] recipients"
         for name in self.envelope.recipients or ():
             check_names({name: None}, self.instances, where)
@@ -170,7 +167,7 @@ class Settings:
         tables, source = raw.tables, raw.source
         for name in ("cache", "audit"):
             for key in table(tables.get(name, {}), f"{source}: [{name}]"):
-                raise ConfigError(f"{source}: [{name}] {key}: not supported by this version")
+                raise ConfigError(f"{source}: [{name}] {shown(key)}: not supported by this version")
         breaker = structure(
             BreakerPolicy,
             table(tables.get("breaker", {}), f"{source}: [breaker]"),
@@ -201,7 +198,13 @@ def _plugins(value: Any, source: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _check_name(name: str, source: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{source}: instance name {name!r} is not letters, digits, - or _")
+
+
 def _instance(name: str, value: Any, breaker: BreakerPolicy, raw: Raw) -> InstanceConfig:
+    _check_name(name, raw.source)  # before it stands in the messages about its table
     where = f"{raw.source}: [instances.{name}]"
     values = dict(table(value, where))
     own: dict[str, Any] = {

@@ -27,22 +27,17 @@ from kms_core.context import Context
 from kms_core.envelope import (
     WRAP_ROOM,
     Accept,
-    RecipientInfo,
     Shares,
     Unlocked,
     Unwrap,
     Wrapped,
-    armor,
     check_scope_matches,
-    inspect,
-    is_sealed,
     new_dek,
     open_message,
     room_for,
     seal_message,
     sign_capsule,
     split,
-    unarmor,
     wrap_context,
 )
 from kms_core.errors import (
@@ -63,6 +58,7 @@ from kms_core.header import (
     parse_capsule,
     parse_message_header,
 )
+from kms_core.inspection import RecipientInfo, armor, inspect, is_sealed, unarmor
 from kms_core.types import Ciphertext
 
 DEK = bytes(range(32))

@@ -29,6 +29,8 @@ from kms_core import (
     Unavailable,
     hookimpl,
 )
+from kms_core.aead import Keys
+from kms_core.envelope import Unlocked, unlock
 from kms_core.header import Capsule, Recipient, parse_capsule
 from kms_core.shamir import interpolate
 from kms_core.testing import Fault, Faulty, MemoryStore, raising, returning
@@ -693,6 +695,32 @@ def test_shares_are_wiped_after_a_failure(services: dict[str, Faulty]) -> None:
             kms.rewrap(blob, remove="b")
     assert len(spy.wrapped) == 8
     assert {bytes(now) for _, now, _ in [*spy.wrapped, *spy.unwrapped]} == {bytes(32)}
+
+
+@pytest.mark.parametrize("policy", [DEGRADED, {}], ids=["threshold", "any"])
+def test_what_a_rewrap_unlocks_is_wiped(
+    services: dict[str, Faulty], monkeypatch: pytest.MonkeyPatch, policy: dict[str, Any]
+) -> None:
+    """The key and the shares it came from, whether or not the rewrap succeeds."""
+    unlocked: list[Unlocked] = []
+
+    def watched(capsule: bytes, unwrap: Any, keep: Unlocked) -> Keys:
+        unlocked.append(keep)
+        keys = unlock(capsule, unwrap, keep)
+        assert keep.dek != bytes(32)
+        return keys
+
+    monkeypatch.setattr("kms_core.rewrap.unlock", watched)
+    with client_for(services, **policy) as kms:
+        blob = sealed_without(kms, services, "b")
+        kms.rewrap(blob)
+        services["b"].always("encrypt", DOWN)
+        with pytest.raises(AllInstancesFailed):
+            kms.rewrap(blob)
+    assert len(unlocked) == 2
+    secrets = [secret for each in unlocked for secret in (each.dek, *each.shares.values())]
+    assert len(secrets) == (6 if policy else 2)
+    assert {bytes(secret) for secret in secrets} == {bytes(32)}
 
 
 def test_a_share_that_comes_too_late_is_wiped(services: dict[str, Faulty]) -> None:

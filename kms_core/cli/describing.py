@@ -15,7 +15,7 @@ from kms_core.cli import files, forms
 from kms_core.cli.options import file_argument, json_option
 
 if TYPE_CHECKING:
-    from kms_core.envelope import EnvelopeInfo, RecipientInfo
+    from kms_core.inspection import EnvelopeInfo, RecipientInfo
 
 _SUITES: Final = {0x01: "AES-256-GCM, HKDF-SHA-512"}
 _WRAP_ALGORITHMS: Final = {
@@ -55,7 +55,7 @@ def inspect(file: Path | None, *, as_json: bool) -> None:
 
 
 def _describe(sealed: IO[bytes]) -> EnvelopeInfo:
-    from kms_core.envelope import inspect as describe
+    from kms_core.inspection import inspect as describe
 
     size = files.remaining(sealed)
     head = sealed.read(forms.HEAD_BYTES)

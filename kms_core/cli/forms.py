@@ -44,7 +44,7 @@ def read_text(source: IO[bytes]) -> bytes:
 
 def decode(text: bytes) -> bytes:
     """Undo ``as_text``, with or without a line end."""
-    from kms_core.envelope import unarmor
+    from kms_core.inspection import unarmor
 
     try:
         return unarmor(text.decode("ascii").rstrip("\r\n"))
@@ -54,6 +54,6 @@ def decode(text: bytes) -> bytes:
 
 def as_text(envelope: bytes) -> bytes:
     """The text form, as a line."""
-    from kms_core.envelope import armor
+    from kms_core.inspection import armor
 
     return f"{armor(envelope)}\n".encode("ascii")

@@ -23,8 +23,13 @@ def given_or_asked_for(variable: str | None) -> Secret:
     """From the variable, or from whoever sits at the terminal."""
     if variable is not None:
         return from_variable(variable)
-    if sys.stdin is None or not sys.stdin.isatty():
+    if not at_a_terminal():
         raise click.UsageError(
             "no terminal to ask for the passphrase on; give --passphrase-env VAR"
         )
     return Secret(click.prompt("Passphrase", hide_input=True, err=True))
+
+
+def at_a_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin is not None and sys.stdin.isatty()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kms_core.cli.clients import Witness
     from kms_core.client import Kms
-    from kms_core.envelope import EnvelopeInfo
+    from kms_core.inspection import EnvelopeInfo
 
 
 @click.command()
@@ -101,7 +101,7 @@ class _Change:
 
 def _change(before: bytes, after: bytes) -> _Change:
     """From the first bytes of either."""
-    from kms_core.envelope import inspect
+    from kms_core.inspection import inspect
 
     return _Change(inspect(before), inspect(after))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 from attrs import frozen
@@ -16,6 +17,8 @@ from attrs import frozen
 from kms_core.cli import main
 
 PLUGIN_MODULES = Path(__file__).parent / "plugins"
+SECRET = b"secret"
+TENANT = ("--context", "tenant=42")
 PATIENCE = 60.0  # seconds until a process counts as hung
 
 
@@ -47,6 +50,7 @@ class Run(Protocol):
 
 
 Install = Callable[[str, str], None]
+Inspect = Callable[[str | Path], Any]
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +69,8 @@ def kms(monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
         out, err = io.BytesIO(), io.BytesIO()
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            reader = io.BufferedReader(cast("io.RawIOBase", io.BytesIO(stdin)))
+            patch.setattr(sys, "stdin", io.TextIOWrapper(reader))
             patch.setattr(sys, "stdout", io.TextIOWrapper(out, "utf-8", write_through=True))
             patch.setattr(sys, "stderr", io.TextIOWrapper(err, "utf-8", write_through=True))
             with pytest.raises(SystemExit) as exited:
@@ -131,3 +136,30 @@ def papers(install: Install, folder: Path) -> Path:
     tables.append('[calls]\nattempts = 1\n[envelope]\nstraggler_wait = "30s"\n')
     (folder / "kms.toml").write_text("\n".join(tables))
     return folder
+
+
+@pytest.fixture
+def sealed(kms: Run, initialised: Path) -> Path:
+    """An envelope with ``SECRET`` for tenant 42."""
+    assert kms("seal", *TENANT, "-o", "s.kms", stdin=SECRET).code == 0
+    return initialised / "s.kms"
+
+
+@pytest.fixture
+def inspect(kms: Run) -> Inspect:
+    """What ``kms inspect --json`` says of a file."""
+
+    def run(path: str | Path) -> Any:
+        done = kms("inspect", "--json", path)
+        assert (done.code, done.err) == (0, "")
+        return json.loads(done.out)
+
+    return run
+
+
+@pytest.fixture
+def compact(papers: Path) -> Path:
+    """As ``papers``, with a place for the capsules of compact envelopes."""
+    with (papers / "kms.toml").open("a") as settings:
+        settings.write('capsules = "capsules"\n')
+    return papers

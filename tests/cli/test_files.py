@@ -5,17 +5,16 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 import sys
-import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from kms_core.cli import files
-from kms_core.errors import InvalidRequest, RewrapConflict
-from kms_core.header import MAX_CAPSULE_BYTES, MAX_PLAINTEXT_BYTES
+from kms_core.errors import InvalidRequest
 
 TOO_LARGE = InvalidRequest("too large")
 posix = pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
@@ -23,12 +22,6 @@ posix = pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
 
 def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def test_limits_fit_what_the_core_takes() -> None:
-    """Whatever the core can seal can be read, and so can the text form of the result."""
-    assert files.MAX_PLAINTEXT_BYTES == MAX_PLAINTEXT_BYTES
-    assert (MAX_PLAINTEXT_BYTES + 2 * MAX_CAPSULE_BYTES) * 4 // 3 < files.MAX_ENVELOPE_BYTES
 
 
 def test_reading_stops_at_the_limit(folder: Path) -> None:
@@ -49,10 +42,11 @@ def test_closed_standard_streams_are_reported(monkeypatch: pytest.MonkeyPatch) -
 
 
 class _Trickle(io.BytesIO):
-    """An unbuffered stream: takes three bytes at a time, and no more than six."""
+    """An unbuffered stream: takes three bytes at a time, and after six nothing for now."""
 
     def write(self, data: Any) -> int:
-        return super().write(bytes(data)[: min(3, 6 - self.tell())])
+        part = bytes(data)[: min(3, 6 - self.tell())]
+        return super().write(part) if part else cast("int", None)
 
 
 def test_stdout_that_takes_a_part_gets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +64,8 @@ def test_new_file_has_the_usual_mode_unless_private(folder: Path) -> None:
     """Envelopes may be read by whom the umask allows, plaintext by its owner only."""
     old = os.umask(0o022)
     try:
-        files.replace(folder / "envelope", b"x")
-        files.replace(folder / "plaintext", b"x", private=True)
+        files.write(folder / "envelope", b"x")
+        files.write(folder / "plaintext", b"x", private=True)
     finally:
         os.umask(old)
     assert (_mode(folder / "envelope"), _mode(folder / "plaintext")) == (0o644, 0o600)
@@ -83,7 +77,7 @@ def test_existing_file_keeps_its_mode(folder: Path) -> None:
     path = folder / "x"
     path.write_bytes(b"old")
     path.chmod(0o640)
-    files.replace(path, b"new", private=True)
+    files.write(path, b"new", private=True)
     assert (path.read_bytes(), _mode(path)) == (b"new", 0o640)
 
 
@@ -92,7 +86,7 @@ def test_links_are_followed(folder: Path) -> None:
     """A link stays one, and what it leads to is replaced."""
     (folder / "real").write_bytes(b"old")
     (folder / "link").symlink_to("real")
-    files.replace(folder / "link", b"new")
+    files.write(folder / "link", b"new")
     assert (folder / "link").is_symlink()
     assert (folder / "real").read_bytes() == b"new"
 
@@ -100,13 +94,14 @@ def test_links_are_followed(folder: Path) -> None:
 @posix
 def test_pipes_and_devices_are_written_to(folder: Path) -> None:
     """Renaming a file over a device would be the end of the device."""
-    fifo, received = folder / "fifo", []
+    fifo = folder / "fifo"
     os.mkfifo(fifo)
-    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
-    reader.start()
-    files.replace(fifo, b"new")
-    reader.join()
-    assert received == [b"new"]
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # so that no side waits for the other
+    try:
+        files.write(fifo, b"new")
+        assert os.read(reader, 10) == b"new"
+    finally:
+        os.close(reader)
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
 
@@ -119,27 +114,63 @@ def test_failure_leaves_the_old_content_and_nothing_else(
     path.write_bytes(b"old")
 
     def fail(*_args: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "elsewhere")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(step, fail)
     with pytest.raises(OSError, match="No space left") as raised:
-        files.replace(path, b"new")
+        files.write(path, b"new")
     assert raised.value.filename == str(path)
     assert [entry.name for entry in folder.iterdir()] == ["x"]
     assert path.read_bytes() == b"old"
 
 
-def test_refusal_before_the_rename_changes_nothing(folder: Path) -> None:
-    """The last moment at which a caller may find that somebody else was faster."""
+def test_only_what_the_output_ran_into_is_blamed_on_it(folder: Path) -> None:
+    """An error that names another file, or no file, is passed on as it is."""
+    for error in (FileNotFoundError(errno.ENOENT, "gone", "input"), OSError("changed")):
+        with (
+            pytest.raises(OSError, match=re.escape(str(error))) as raised,
+            files.naming(folder / "output"),
+        ):
+            raise error
+        assert raised.value is error
+    with pytest.raises(OSError, match="output"), files.naming(folder / "output"):
+        raise PermissionError(errno.EACCES, "denied", str(folder / ".kms-0123.tmp"))
+    with pytest.raises(OSError, match="output"), files.naming(folder / "output"):
+        raise PermissionError(errno.EACCES, "denied", "/proc/self/fd/7")
+
+
+@posix
+def test_link_that_leads_to_itself_is_reported(folder: Path) -> None:
+    """As an error of the system, with the name that was given."""
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        files.write(folder / "loop", b"x")
+
+
+def test_length_is_known_of_regular_files_only(folder: Path) -> None:
+    """Counted from where the reader stands; a pipe tells at its end."""
     path = folder / "x"
-    path.write_bytes(b"old")
+    path.write_bytes(b"12345")
+    with files.reading(path) as stream:
+        stream.read(2)
+        assert files.remaining(stream) == 3
+        assert files.skip(stream) == 3
+    assert files.remaining(io.BytesIO(b"12345")) is None
 
-    def refuse() -> None:
-        raise RewrapConflict("changed")
 
-    with pytest.raises(RewrapConflict):
-        files.replace(path, b"new", before_rename=refuse)
-    assert [entry.name for entry in folder.iterdir()] == ["x"]
+def test_stdin_of_any_kind_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where somebody has put something simpler in its place."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"123")))
+    with files.reading(None) as stream:
+        assert stream.peek(1) == b"123"
+
+
+def test_copying_counts_what_it_passes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, in order, to the end."""
+    monkeypatch.setattr(files, "COPY_BYTES", 4)
+    target, sizes = io.BytesIO(), list[int]()
+    files.copy(io.BytesIO(b"0123456789"), target, sizes.append)
+    assert (target.getvalue(), sizes) == (b"0123456789", [4, 4, 2])
 
 
 def test_interrupt_while_writing_leaves_nothing(
@@ -152,7 +183,7 @@ def test_interrupt_while_writing_leaves_nothing(
 
     monkeypatch.setattr("os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        files.replace(folder / "x", b"new")
+        files.write(folder / "x", b"new")
     with pytest.raises(KeyboardInterrupt):
         files.write_new(folder / "y", b"new", 0o644)
     assert list(folder.iterdir()) == []
@@ -180,6 +211,6 @@ def test_owner_is_kept_where_that_is_permitted(
         raise PermissionError
 
     monkeypatch.setattr("os.fchown", give_away)
-    files.replace(path, b"new")
+    files.write(path, b"new")
     assert asked == [(path.stat().st_uid, path.stat().st_gid)]
     assert path.read_bytes() == b"new"

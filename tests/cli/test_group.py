@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 OPTIONS = {
     "": {"--config", "--verbose", "--version", "--help"},
     "init": {"--path", "--passphrase-env"},
-    "seal": {"FILE", "--output", "--context", "--stored-context", "--armor"},
-    "open": {"FILE", "--output", "--context"},
+    "seal": {"FILE", "--output", "--context", "--stored-context", "--armor", "--compact"},
+    "open": {"FILE", "--output", "--context", "--identity", "--passphrase-env"},
     "inspect": {"FILE", "--json"},
     "rewrap": {"FILE", "--output", "--repair", "--no-repair", "--add", "--remove"},
     "encrypt": {"FILE", "--output", "--context", "--via"},
@@ -220,7 +220,7 @@ def test_error_of_the_system_without_a_file(kms: Run, monkeypatch: pytest.Monkey
     def fail(*_args: Any, **_kwargs: Any) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("kms_core.cli.files.read", fail)
+    monkeypatch.setattr("kms_core.cli.files.reading", fail)
     assert kms("inspect").complaint == "the disk is gone"
 
 

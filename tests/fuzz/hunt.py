@@ -15,7 +15,7 @@ from tests.fuzz.targets import Target
 MAX_SECONDS = 0.05
 MAX_MEMORY = 8 << 20  # beside the input itself
 _MEMORY_EVERY = 64  # inputs; measuring it takes several times as long as the input
-_REPEATS = 3  # of what took too long: the machine may have been busy
+_REPEATS = 3  # of what took long: the machine may have been busy
 
 
 @frozen
@@ -70,7 +70,7 @@ def hunt(
 def _try(target: Target, data: bytes, report: Report, max_seconds: float) -> None:
     report.tried += 1
     seconds, outcome = _timed(target, data)
-    for _ in range(_REPEATS if seconds > max_seconds else 0):
+    for _ in range(_REPEATS if seconds > min(report.slowest, max_seconds) else 0):
         seconds = min(seconds, _timed(target, data)[0])
     if seconds > report.slowest:
         report.slowest, report.slowest_input = seconds, data

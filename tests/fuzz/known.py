@@ -33,7 +33,7 @@ from kms_core.types import Protection
 from tests.support import router_for
 
 CONTEXT: Final = Context({"tenant": "t1", "row": "7"})
-STORED: Final = Context({"column": "ssn"})
+STORED: Final = Context({"column": "ssn", "table": "people"})
 WRAP_ALG: Final = 0x0501
 SEGMENT_LOG2: Final = 12
 URIS: Final = tuple(f"local://fuzz/{name}/1" for name in ("one", "three", "two"))
@@ -119,9 +119,7 @@ def _sealed(name: str, scope: Context, uris: Sequence[str], threshold: int = 1) 
         capsules=_capsules(keys, wraps, threshold),
         bodies={kind: _body(keys, kind, *parts, name) for kind, parts in plaintexts.items()},
         plaintexts={kind: plaintext for kind, (plaintext, _) in plaintexts.items()},
-        secrets={
-            uri: bytes(shares.parts[index]) for uri, index in zip(uris, indexes, strict=True)
-        },
+        secrets={uri: bytes(shares.parts[index]) for uri, index in zip(uris, indexes, strict=True)},
     )
 
 

@@ -17,7 +17,7 @@ from tests.fuzz import shape
 from tests.fuzz.shape import Shape, put_number
 
 MAX_INPUT: Final = 80_000  # more than a capsule may have
-MAX_TEXT: Final = 16_000
+MAX_TEXT: Final = 4_000  # tomllib takes quadratic time for a key of thousands of parts
 _BYTES: Final = (0x00, 0x01, 0x7F, 0x80, 0xC1, 0xFF)
 _WORDS: Final = (0, 1, 2, 32, 33, 64, 65, 255, 256, 1024, 1025, 8192, 8193, 0x4002, 0x8000, 0xFFFF)
 _SIZES: Final = (0, 1, 16, 255, 256, 1025, 2049, 8193, 65_536)
@@ -46,7 +46,7 @@ _VALUES: Final = (
     b'"99 of 99"',
     b'"3s"',
     b'"999999999999d"',
-    "\"\N{ARABIC-INDIC DIGIT THREE}s\"".encode(),
+    '"\N{ARABIC-INDIC DIGIT THREE}s"'.encode(),
     b'"~"',
     b'"~nobody-by-that-name/x"',
     b'"a\\nb"',
@@ -300,7 +300,22 @@ def set_character(dice: random.Random, data: bytes, source: Mutator) -> bytes:
     """One character, to one that text formats care about."""
     place = dice.randrange(len(data) + 1)
     character = dice.choice(
-        (b"=", b"-", b"_", b"+", b"/", b" ", b"\n", b"\r", b'"', b"[", b".", b"#", b"\\", b"\xc3\xa9")
+        (
+            b"=",
+            b"-",
+            b"_",
+            b"+",
+            b"/",
+            b" ",
+            b"\n",
+            b"\r",
+            b'"',
+            b"[",
+            b".",
+            b"#",
+            b"\\",
+            b"\xc3\xa9",
+        )
     )
     return data[:place] + character + data[place + dice.randrange(2) :]
 

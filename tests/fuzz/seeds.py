@@ -1,4 +1,4 @@
-"""Writes the corpus that mutation starts from: ``python -m tests.fuzz.seeds`` in the project's root.
+"""Writes what mutation starts from: ``python -m tests.fuzz.seeds`` in the project's root.
 
 The same input gives the same bytes.  Other files in the folders, those that once were faults, stay
 as they are.
@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from kms_core import Context
-from kms_core.envelope import armor
 from kms_core.header import parse_capsule
+from kms_core.inspection import armor
 from tests.fuzz.known import CONTEXT, URIS, crowded, sealed
 from tests.fuzz.targets import CORPUS
 

@@ -28,7 +28,10 @@ class Counted:
 
 @frozen
 class Group:
-    """A count at ``at``, ``width`` bytes wide, and the spans of the items that follow it."""
+    """A count at ``at``, ``width`` bytes wide, and the spans of the items that follow it.
+
+    With a ``width`` of 0 they are not counted.
+    """
 
     at: int
     width: int
@@ -125,8 +128,18 @@ class _Walk:
         self.counted()
 
     def _extension(self) -> None:
-        self.skip(2)
-        self.counted()
+        missing = self.number(2) == 0x4002
+        self.counted(inside=self._uris if missing else None)
+
+    def _uris(self) -> None:
+        """As far as the length around them says; there is no count."""
+        end = self.shape.lengths[-1].end
+        group = Group(self.offset, 0, [])
+        self.shape.groups.append(group)
+        while self.offset < end:
+            start = self.offset
+            self.counted()
+            group.items.append((start, self.offset))
 
     def body(self) -> None:
         start = self.offset
@@ -165,7 +178,7 @@ def of_map(data: bytes) -> Shape:
 
 
 def of_put(data: bytes) -> Shape:
-    """Of what ``targets.fuzz_check_put`` takes: key id, capsule behind its length, older capsule."""
+    """Of what ``fuzz_check_put`` takes: key id, capsule behind its length, older capsule."""
     return _shape(data, _Walk.store_put)
 
 

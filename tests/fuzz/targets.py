@@ -8,7 +8,7 @@ No fuzzer is needed to call them.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -19,7 +19,6 @@ from kms_core import (
     Context,
     Duration,
     FormatError,
-    InvalidRequest,
     KMSError,
     Secret,
     Settings,
@@ -28,12 +27,13 @@ from kms_core import (
 )
 from kms_core.capsules import check_put
 from kms_core.config import load, structure
-from kms_core.envelope import armor, open_envelope, open_stream, split, unarmor
+from kms_core.envelope import open_envelope, open_stream, split
 from kms_core.header import (
     parse_capsule,
     parse_message_header,
     parse_stream_header,
 )
+from kms_core.inspection import armor, unarmor
 from kms_core.uri import check_key_uri, encode_key_uri, provider_type
 from tests.fuzz import known, mutate
 from tests.fuzz.known import CONTEXT, MAX_BAD_UNWRAPS, Routed, Vault
@@ -59,7 +59,9 @@ class Target:
 
     def seeds(self) -> dict[str, bytes]:
         """The committed inputs, by name."""
-        files = [file for folder in self.folders for file in sorted(CORPUS.joinpath(folder).iterdir())]
+        files = [
+            file for folder in self.folders for file in sorted(CORPUS.joinpath(folder).iterdir())
+        ]
         return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files}
 
 
@@ -154,15 +156,14 @@ def fuzz_unarmor(data: bytes) -> str:
 
 def fuzz_inspect(data: bytes) -> str:
     """Bytes and their text form are described alike, and as what ``is_sealed`` says they are."""
-    try:
+    outcome = _attempt(lambda: inspect(data))
+    assert _attempt(lambda: inspect(armor(data))) == outcome
+    if outcome == VALUE:
         described = inspect(data)
-    except FormatError as exc:
-        assert _attempt(lambda: inspect(armor(data))) == type(exc).__name__
-        return _outcome(exc)
-    assert is_sealed(data)
-    assert described.size == len(data)
-    assert inspect(armor(data)) == described
-    return VALUE
+        assert is_sealed(data)
+        assert described.size == len(data)
+        assert inspect(armor(data)) == described
+    return outcome
 
 
 def fuzz_is_sealed(data: bytes) -> str:
@@ -226,10 +227,7 @@ def _opened(envelope: bytes, vault: Vault | Routed) -> str:
 
 
 def fuzz_open_envelope(data: bytes) -> str:
-    """Nothing but what was sealed opens, be the service careful or blind, the capsule here or not.
-
-    A forgery that a blind service's reader refuses for another reason is refused all the same.
-    """
+    """Nothing but what was sealed opens, be the service careful or blind."""
     outcome = _opened(data, Vault(blind=False))
     blind = _opened(data, Vault(blind=True))
     assert (blind == VALUE) == (outcome == VALUE)
@@ -381,8 +379,3 @@ TARGETS: Final[Mapping[str, Target]] = {
         Target(fuzz_check_put, mutate.PUT, ("check_put",)),
     )
 }
-
-
-def everything() -> Sequence[Target]:
-    """All targets, in a fixed order."""
-    return tuple(TARGETS.values())

@@ -13,8 +13,8 @@ from attrs import evolve
 
 from kms_core.aead import Keys
 from kms_core.context import MAX_CONTEXT_BYTES, Context
-from kms_core.envelope import armor
 from kms_core.header import Recipient
+from kms_core.inspection import armor
 from tests.vectors.forge import (
     CONTEXT,
     DEK,

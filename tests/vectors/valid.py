@@ -7,8 +7,8 @@ from typing import Any
 
 from kms_core.aead import Keys
 from kms_core.context import MAX_CONTEXT_BYTES, Context
-from kms_core.envelope import armor
 from kms_core.header import MAX_BLOB_BYTES, MAX_CAPSULE_BYTES, Recipient
+from kms_core.inspection import armor
 from tests.vectors.forge import (
     CONTEXT,
     DEK,

@@ -1,0 +1,196 @@
+"""Unwrapping by the first good answers: candidates asked one by one, on error or on delay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Final, TypeVar
+
+from kms_core.aead import wipe
+from kms_core.calls import POLL, Call, Caller, Deadline, result_of
+from kms_core.context import Context
+from kms_core.errors import (
+    AllInstancesFailed,
+    BreakerOpen,
+    DeadlineExceeded,
+    IntegrityError,
+    InvalidCiphertext,
+    InvalidRequest,
+    KMSError,
+    NoMatchingRecipient,
+    ServiceError,
+    Throttled,
+    UnsupportedOperation,
+)
+from kms_core.relay import Relay
+from kms_core.types import Attempt, Ciphertext
+
+R = TypeVar("R")
+#: What an instance may be asked to unwrap, and the context it was bound to.
+Bound = tuple[Ciphertext, Context]
+_Answer = tuple[Ciphertext, bytes | bytearray]
+
+MAX_BAD_UNWRAPS: Final = 4  # proven-bad answers per open: bounds what a forged capsule can cost
+
+
+class Race:
+    """Candidates started one by one, on error or on delay, until enough answers are accepted."""
+
+    def __init__(self, caller: Caller, deadline: Deadline, threshold: int) -> None:
+        self._caller = caller
+        self._deadline = deadline
+        self._needed = threshold
+        self._max_bad = max(MAX_BAD_UNWRAPS, threshold)
+        self._waiting: list[tuple[Relay, Bound]] = []
+        self._running: dict[Future[_Answer | None], Call[_Answer | None]] = {}
+        self._failures: list[Attempt] = []
+        self._bad = 0
+        self._hedge_at = 0.0
+        self._hedges = False  # whether the last wait ended because it was time to
+
+    def run(
+        self,
+        candidates: list[tuple[Relay, Bound]],
+        accept: Callable[[Ciphertext, bytes | bytearray], R | None],
+    ) -> R | None:
+        """What ``accept`` made of enough answers, or ``None``; then ``verdict`` says why."""
+        self._waiting = candidates
+        self._fill()
+        while self._running:
+            over = self._wait()
+            if not over and self._hedges:
+                self._start_next()  # nobody has answered for a while
+            for call in over:
+                del self._running[call.future]
+                won = self._judge(call, accept)
+                if won is not None:
+                    return won
+                self._fill()
+        return None
+
+    def _judge(
+        self,
+        call: Call[_Answer | None],
+        accept: Callable[[Ciphertext, bytes | bytearray], R | None],
+    ) -> R | None:
+        """What a call that is over brings; one that brings nothing makes room for the next."""
+        try:
+            answer = self._answer(call)
+            if answer is not None:
+                won = _accepted(*answer, accept)
+                self._needed -= 1
+                return won
+        except InvalidCiphertext as exc:
+            self._bad += 1
+            self._record(call, exc)
+        except (ServiceError, InvalidRequest, UnsupportedOperation) as exc:
+            # what one instance cannot do with its wrap, another may with its own
+            self._record(call, exc)
+            self._skip(call.relay, exc)
+        self._start_next()
+        return None
+
+    def stop(self) -> None:
+        """Drop the losers; what they still bring is wiped."""
+        for call in self._running.values():
+            self._caller.drop(call)
+        self._running.clear()
+
+    def _fill(self) -> None:
+        """Have as many calls under way as answers are still needed."""
+        while len(self._running) < self._needed and self._start_next():
+            pass
+
+    def _start_next(self) -> bool:
+        """Start the next candidate if one may be started now; whether one was."""
+        while self._waiting and self._bad + len(self._running) < self._max_bad:
+            if not self._deadline.remaining():
+                return False
+            relay, bound = self._waiting.pop(0)
+            attempts = 1 if self._waiting or self._running else self._caller.policy.attempts
+            try:
+                call = self._caller.start(
+                    relay, "decrypt", _unwrapping(bound), self._deadline, attempts
+                )
+            except ServiceError as exc:
+                self._failures.append(Attempt(relay.name, exc, 0.0))
+                self._skip(relay, exc)
+                continue
+            self._running[call.future] = call
+            self._hedge_at = self._caller.clock() + self._caller.policy.hedge_after
+            return True
+        return False
+
+    def _wait(self) -> list[Call[_Answer | None]]:
+        """Until an answer, a time-out, or the moment to hedge; the calls that are over."""
+        now = self._caller.clock()
+        ends = [self._deadline.at]
+        ends += [end for call in self._running.values() if (end := self._caller.expires(call))]
+        if self._waiting:
+            ends.append(self._hedge_at)
+        timeout = min(ends) - now
+        look = timeout > POLL and any(call.began is None for call in self._running.values())
+        wait(self._running, POLL if look else max(0.0, timeout), FIRST_COMPLETED)
+        self._hedges = bool(self._waiting) and not look and self._hedge_at <= min(ends)
+        now, remaining = self._caller.clock(), self._deadline.remaining()
+        return [
+            call
+            for call in self._running.values()
+            if call.future.done()
+            or not remaining
+            or ((end := self._caller.expires(call)) is not None and end <= now)
+        ]
+
+    def _answer(self, call: Call[_Answer | None]) -> _Answer | None:
+        if call.future.done():
+            return result_of(call.future)
+        raise self._caller.abandon(call, counts=self._caller.had_its_time(call, self._deadline))
+
+    def _record(self, call: Call[_Answer | None], error: KMSError) -> None:
+        if error.instance is None:
+            call.relay.annotated(error, call.operation)
+        self._failures.append(call.attempt(error, self._caller.clock()))
+
+    def _skip(self, relay: Relay, error: KMSError) -> None:
+        """Do not ask an instance again that is down, throttled or refused by its breaker."""
+        if error.counts or isinstance(error, Throttled | BreakerOpen):
+            self._waiting = [item for item in self._waiting if item[0] is not relay]
+
+    def verdict(self, key_uris: Iterable[str]) -> KMSError:
+        """Why nobody won."""
+        if not self._failures:
+            if self._deadline.remaining():
+                return NoMatchingRecipient(sorted(set(key_uris)))
+            return DeadlineExceeded("the deadline passed before any instance could be asked")
+        if self._bad and not any(map(_may_pass, self._failures)):
+            return IntegrityError()
+        more = "" if self._needed == 1 else f" (at least {self._needed} more are needed)"
+        return AllInstancesFailed(f"no recipient could be unwrapped{more}", self._failures)
+
+
+def _may_pass(attempt: Attempt) -> bool:
+    """Whether the same instance may yet open what was not opened now."""
+    return attempt.error.counts or isinstance(attempt.error, Throttled | BreakerOpen)
+
+
+def _unwrapping(bound: Bound) -> Callable[[Relay], _Answer | None]:
+    ciphertext, context = bound
+
+    def unwrap(relay: Relay) -> _Answer | None:
+        key_id = relay.match(ciphertext.key_uri)
+        if key_id is None:
+            return None
+        return ciphertext, relay.decrypt(key_id, ciphertext, context)
+
+    return unwrap
+
+
+def _accepted(
+    ciphertext: Ciphertext,
+    plaintext: bytes | bytearray,
+    accept: Callable[[Ciphertext, bytes | bytearray], R | None],
+) -> R | None:
+    try:
+        return accept(ciphertext, plaintext)
+    finally:
+        wipe(plaintext)
