@@ -95,7 +95,7 @@ class Kms:
         self._quorum = Quorum(
             settings.min_recipients, policy.straggler_wait, policy.allow_weaker, settings.required
         )
-        self._capsules = capsules or _configured_store(policy.capsules)
+        self._capsules = _configured_store(policy.capsules) if capsules is None else capsules
         self._generations: dict[bytes, int] = {}  # of stored capsules, as last seen
         self._check_recipients()
 
@@ -204,6 +204,7 @@ class Kms:
         with self._told("seal") as outcome:
             supplied, stored = _context(context), _optional_context(stored_context)
             log2 = _log2(segment_bytes)
+            envelope.check_segment(log2)
             new = self._new_key(supplied, stored)
             outcome.missing = new.missing
             write_all(destination, memoryview(self._place_capsule(new, inline=inline)))
@@ -217,7 +218,7 @@ class Kms:
         seek authenticates the length first.  Errors as for ``open``.
         """
         with self._told("open"):
-            return envelope.open_stream(source, _context(context), self._unwrap, self._find_capsule)
+            return self._reader(source, context)
 
     def seal_file(
         self,
@@ -258,8 +259,9 @@ class Kms:
     ) -> None:
         """Decrypt a file of any form; ``destination`` (mode 0600) appears whole or not at all."""
         with (
+            self._told("open"),
             open(source, "rb", buffering=0) as sealed,  # noqa: PTH123
-            self.opening(sealed, context) as reader,
+            self._reader(sealed, context) as reader,
             NewFile(destination, mode=0o600) as plain,
         ):
             parallel.open_(reader, plain.stream, progress)
@@ -271,10 +273,8 @@ class Kms:
         altered, foreign or with another context, and ``AllInstancesFailed`` if no recipient could
         be asked.
         """
-        with self._told("open"):
-            return envelope.open_envelope(
-                _envelope(sealed), _context(context), self._unwrap, self._find_capsule
-            )
+        with self._told("open"), self._stored_capsules() as find:
+            return envelope.open_envelope(_envelope(sealed), _context(context), self._unwrap, find)
 
     @staticmethod
     def inspect(sealed: Data | str) -> inspection.EnvelopeInfo:
@@ -326,7 +326,7 @@ class Kms:
         """
         self._check_open()
         intent = self._intent(add, remove, repair=repair)
-        return rewrapping.rewrap_file(path, lambda capsule: self._rewrap(capsule, intent))
+        return rewrapping.rewrap_file(path, self._rewrap, intent)
 
     def _intent(
         self, add: str | Sequence[str], remove: str | Sequence[str], *, repair: bool
@@ -335,18 +335,21 @@ class Kms:
 
     def _rewrap(self, capsule: bytes, intent: rewrapping.Intent) -> bytes:
         with self._told("rewrap") as outcome:
-            result = rewrapping.rewrap(capsule, self._router, self._unwrap, intent)
+            result = rewrapping.rewrap(
+                capsule, self._router, self._unwrap, intent, check=self._check_post_quantum
+            )
             outcome.missing, outcome.unverified = result.missing, result.unverified
             return result.capsule
 
     def _rewrap_stored(self, key_id: bytes, intent: rewrapping.Intent) -> None:
-        def attempt() -> None:
-            old = self._find_capsule(key_id)
-            new = self._rewrap(old, intent)
+        def attempt(intent: rewrapping.Intent) -> None:
+            with self._stored_capsules() as find:
+                old = find(key_id)
+                new = self._rewrap(old, intent)
             if new != old:
                 self._store().put(key_id, new, replaces=old)
 
-        rewrapping.until_undisturbed(attempt)
+        rewrapping.until_undisturbed(attempt, intent)
 
     # --- direct use of the services --------------------------------------------------------------
 
@@ -573,18 +576,31 @@ class Kms:
             )
         return self._capsules
 
-    def _find_capsule(self, key_id: bytes) -> bytes:
-        """The capsule of a compact message; refuses one older than was seen before."""
-        capsule = self._store().get(key_id)
-        if capsule is None:
-            raise KeyNotFound(f"the capsule store has no capsule for key id {key_id.hex()}")
-        generation = header.parse_capsule(capsule).generation
-        if generation < self._generations.get(key_id, 0):
-            raise IntegrityError
-        self._generations[key_id] = generation
+    def _reader(self, source: IO[bytes], context: ContextLike) -> io.BufferedIOBase:
+        with self._stored_capsules() as find:
+            return envelope.open_stream(source, _context(context), self._unwrap, find)
+
+    @contextmanager
+    def _stored_capsules(self) -> Iterator[envelope.FindCapsule]:
+        """Look-ups in the store; what was found is known to be genuine when the block succeeds.
+
+        Refuses a capsule older than one that was genuine before.
+        """
+        found: dict[bytes, int] = {}
+
+        def find(key_id: bytes) -> bytes:
+            capsule = self._store().get(key_id)
+            if capsule is None:
+                raise KeyNotFound(f"the capsule store has no capsule for key id {key_id.hex()}")
+            found[key_id] = header.parse_capsule(capsule).generation
+            if found[key_id] < self._generations.get(key_id, 0):
+                raise IntegrityError
+            return capsule
+
+        yield find
+        self._generations.update(found)
         while len(self._generations) > MAX_GENERATIONS:
             self._generations.pop(next(iter(self._generations)), None)
-        return capsule
 
     def _unwrap(
         self,

@@ -465,15 +465,20 @@ def stream_head(
 ) -> tuple[bytes, StreamKey, StreamHeader]:
     """The bytes before the first segment, the key of the segments, and what the header says."""
     _check_stored(stored_context)
-    if not MIN_SEGMENT_LOG2 <= segment_log2 <= MAX_SEGMENT_LOG2:
-        raise InvalidRequest(
-            f"a segment is 2^{MIN_SEGMENT_LOG2} to 2^{MAX_SEGMENT_LOG2} bytes, not 2^{segment_log2}"
-        )
+    check_segment(segment_log2)
     kind = KIND_STREAM if stored_context is None else KIND_STREAM | STORES_CONTEXT
     salt = random(STREAM_SALT_BYTES)
     header = StreamHeader(kind, keys.suite, segment_log2, keys.key_id, salt, stored_context)
     key, commitment = keys.stream(header.encode(), context)
     return header.encode() + commitment, key, header
+
+
+def check_segment(segment_log2: int) -> None:
+    """Raise ``InvalidRequest`` unless segments may be of this size."""
+    if not MIN_SEGMENT_LOG2 <= segment_log2 <= MAX_SEGMENT_LOG2:
+        raise InvalidRequest(
+            f"a segment is 2^{MIN_SEGMENT_LOG2} to 2^{MAX_SEGMENT_LOG2} bytes, not 2^{segment_log2}"
+        )
 
 
 def _check_stored(stored_context: Context | None) -> None:

@@ -213,10 +213,11 @@ class NoMatchingRecipient(IntegrityError):
 
     code = "no_matching_recipient"
 
-    def __init__(self, key_uris: Sequence[str]) -> None:
+    def __init__(self, key_uris: Sequence[str], *, more_needed: str = "") -> None:
         self.key_uris = tuple(key_uris)
+        holds = f"enough keys{more_needed}" if more_needed else "any key"
         super().__init__(
-            "no configured instance holds any key of this envelope (foreign or altered); "
+            f"no configured instance holds {holds} of this envelope (foreign or altered); "
             f"it names {', '.join(self.key_uris)}"
         )
 

@@ -18,10 +18,10 @@ _O_BINARY: Final[int] = getattr(os, "O_BINARY", 0)
 class NewFile:
     """The next content of ``path``: leaving ``with`` normally puts it there, at once.
 
-    Left through an exception, interrupted or killed, it leaves ``path`` as it was, and nothing else
-    behind where the system has unnamed files (Linux).  An existing file keeps its mode and owner; a
-    new one gets ``mode`` less the umask.  Links are followed.  ``before_rename`` may still refuse
-    by raising.
+    Left through an exception, interrupted or killed, it leaves ``path`` as it was; and nothing else
+    behind, where the system has unnamed files, but for a kill in the instant of the change.  An
+    existing file keeps its mode and owner; a new one gets ``mode`` less the umask.  Links are
+    followed.  ``before_rename`` may still refuse by raising.
     """
 
     def __init__(

@@ -44,6 +44,7 @@ class Race:
         self._waiting: list[tuple[Relay, Bound]] = []
         self._running: dict[Future[_Answer | None], Call[_Answer | None]] = {}
         self._failures: list[Attempt] = []
+        self._used: set[str] = set()  # key URIs of the answers that were accepted
         self._bad = 0
         self._hedge_at = 0.0
         self._hedges = False  # whether the last wait ended because it was time to
@@ -78,7 +79,7 @@ class Race:
             answer = self._answer(call)
             if answer is not None:
                 won = _accepted(*answer, accept)
-                self._needed -= 1
+                self._count(answer[0])
                 return won
         except InvalidCiphertext as exc:
             self._bad += 1
@@ -89,6 +90,13 @@ class Race:
             self._skip(call.relay, exc)
         self._start_next()
         return None
+
+    def _count(self, ciphertext: Ciphertext) -> None:
+        """One wrap serves once, however many instances can unwrap it."""
+        if ciphertext.key_uri not in self._used:
+            self._used.add(ciphertext.key_uri)
+            self._needed -= 1
+        self._waiting = [item for item in self._waiting if item[1][0].key_uri not in self._used]
 
     def stop(self) -> None:
         """Drop the losers; what they still bring is wiped."""
@@ -157,15 +165,17 @@ class Race:
             self._waiting = [item for item in self._waiting if item[0] is not relay]
 
     def verdict(self, key_uris: Iterable[str]) -> KMSError:
-        """Why nobody won."""
-        if not self._failures:
-            if self._deadline.remaining():
-                return NoMatchingRecipient(sorted(set(key_uris)))
-            return DeadlineExceeded("the deadline passed before any instance could be asked")
+        """Why there were too few good answers."""
         if self._bad and not any(map(_may_pass, self._failures)):
             return IntegrityError()
-        more = "" if self._needed == 1 else f" (at least {self._needed} more are needed)"
-        return AllInstancesFailed(f"no recipient could be unwrapped{more}", self._failures)
+        verb = "is" if self._needed == 1 else "are"
+        partial = self._used or self._needed > 1
+        more = f" (at least {self._needed} more {verb} needed)" if partial else ""
+        if self._failures:
+            return AllInstancesFailed(f"no recipient could be unwrapped{more}", self._failures)
+        if not self._deadline.remaining():
+            return DeadlineExceeded("the deadline passed before any instance could be asked")
+        return NoMatchingRecipient(sorted(set(key_uris)), more_needed=more)
 
 
 def _may_pass(attempt: Attempt) -> bool:

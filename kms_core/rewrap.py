@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import IO, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kms_core import shamir
 from kms_core.aead import DEK_BYTES, Keys, share_check
@@ -39,7 +39,7 @@ from kms_core.errors import (
     UnsupportedOperation,
 )
 from kms_core.files import NewFile
-from kms_core.header import Capsule, parse_capsule
+from kms_core.header import BODY_KINDS, Capsule, check_prefix, parse_capsule
 from kms_core.routing import Part, Router
 from kms_core.stream import read_full, write_all
 from kms_core.types import Attempt, Ciphertext
@@ -56,6 +56,8 @@ class Intent:
     add: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     repair: bool = True
+    #: Tried again on what somebody else wrote: who is gone already need not be removed.
+    again: bool = False
 
 
 @frozen
@@ -68,13 +70,19 @@ class Rewrapped:
 
 
 def rewrap(
-    capsule_bytes: bytes, router: Router, unwrap: Callable[..., Keys], intent: Intent
+    capsule_bytes: bytes,
+    router: Router,
+    unwrap: Callable[..., Keys],
+    intent: Intent,
+    *,
+    check: Callable[[Iterable[Ciphertext]], None],
 ) -> Rewrapped:
     """Carry out ``intent`` on a capsule; the same bytes if there is nothing to do.
 
     Raises ``AllInstancesFailed`` if a recipient to be added, or every missing one, cannot be
     reached, and ``InvalidRequest`` if the intent makes no sense; then nothing has changed.
-    ``unwrap`` is an ``envelope.Unwrap`` that also takes a ``deadline``, which all steps share.
+    ``unwrap`` is an ``envelope.Unwrap`` that also takes a ``deadline``, which all steps share;
+    ``check`` may refuse new wraps by raising.
     """
     capsule = parse_capsule(capsule_bytes)
     deadline = router.deadline()
@@ -88,6 +96,7 @@ def rewrap(
     failed = {attempt.instance for attempt in added.failures}
     if failed & plan.essential or (added.failures and not added.wraps and not plan.removed):
         raise AllInstancesFailed("nothing was changed: no wrap could be added", added.failures)
+    check(wrap.ciphertext for wrap in added.wraps)
     _check_domains(capsule, router, plan, added)
     now_held = {str(wrap.ciphertext.instance) for wrap in added.wraps}
     still_missing = tuple(name for name in plan.lacking if name not in now_held)
@@ -127,7 +136,9 @@ def _plan(capsule: Capsule, router: Router, intent: Intent, deadline: Deadline) 
         raise Unavailable(
             f"{name} cannot tell now which recipients are its own; remove them by key URI"
         )
-    removed = frozenset().union(*(_to_remove(item, present, held) for item in intent.remove))
+    removed = frozenset().union(
+        *(_to_remove(item, present, held, again=intent.again) for item in intent.remove)
+    )
     lacking = [
         name
         for name in intent.recipients
@@ -147,9 +158,11 @@ def _plan(capsule: Capsule, router: Router, intent: Intent, deadline: Deadline) 
     )
 
 
-def _to_remove(item: str, present: Sequence[str], held: Mapping[str, set[str]]) -> set[str]:
+def _to_remove(
+    item: str, present: Sequence[str], held: Mapping[str, set[str]], *, again: bool
+) -> set[str]:
     uris = {item} & set(present) or held.get(item, set())
-    if not uris:
+    if not uris and not again:
         raise InvalidRequest(
             f"{item!r} is neither a recipient of this envelope nor an instance of one"
         )
@@ -285,17 +298,19 @@ def _prove(
 # --- where capsules are kept ---------------------------------------------------------------------
 
 
-def until_undisturbed(attempt: Callable[[], None]) -> None:
+def until_undisturbed(attempt: Callable[[Intent], None], intent: Intent) -> None:
     """Carry out an intent again on what somebody else wrote meanwhile, a few times."""
     for _ in range(CONFLICT_RETRIES - 1):
         try:
-            return attempt()
+            return attempt(intent)
         except RewrapConflict:
-            continue
-    return attempt()
+            intent = evolve(intent, again=True)
+    return attempt(intent)
 
 
-def rewrap_file(path: str | os.PathLike[str], change: Callable[[bytes], bytes]) -> bool:
+def rewrap_file(
+    path: str | os.PathLike[str], change: Callable[[bytes, Intent], bytes], intent: Intent
+) -> bool:
     """Put another capsule in front of a file's body; whether anything changed.
 
     The file is replaced whole by a copy, under a lock that other rewraps of it respect, and only if
@@ -303,18 +318,21 @@ def rewrap_file(path: str | os.PathLike[str], change: Callable[[bytes], bytes]) 
     """
     changed = False
 
-    def attempt() -> None:
+    def attempt(intent: Intent) -> None:
         nonlocal changed
         with open(path, "rb", buffering=0) as old:  # noqa: PTH123
             capsule, lead = read_capsule(old)
             if not capsule:
-                raise FormatError("this file has no capsule of its own: it is a compact envelope")
-            new = change(capsule)
+                raise FormatError(
+                    "this file has no capsule of its own: give the compact message to rewrap()"
+                )
+            check_prefix(lead, BODY_KINDS)
+            new = change(capsule, intent)
             changed = new != capsule
             if changed:
                 _replace_capsule(path, old, capsule, new + lead)
 
-    until_undisturbed(attempt)
+    until_undisturbed(attempt, intent)
     return changed
 
 

@@ -131,6 +131,8 @@ class Settings:
             raise ConfigError(f"{where}: {self.envelope.policy!r} with {count} recipients")
         if threshold > count:
             raise ConfigError(f"{where}: {threshold} of {count} recipients can never open anything")
+        if threshold < self.envelope.min_threshold:
+            raise ConfigError(f"{where}: min_threshold refuses to open what this policy seals")
         if self.min_recipients < threshold:
             raise ConfigError(f"{where}: min_recipients is below the threshold: nothing would open")
 

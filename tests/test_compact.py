@@ -230,7 +230,6 @@ def test_what_is_passed_goes_before_what_is_configured(
     assert not place.exists()
 
 
-@pytest.mark.xfail(reason="a store that is empty and says so passes for none")
 def test_an_empty_store_is_a_store(services: dict[str, Faulty]) -> None:
     """Somebody else's may well have a length."""
 
@@ -336,7 +335,6 @@ def test_each_key_has_generations_of_its_own(
         assert kms.open(first) == kms.open(second) == SECRET
 
 
-@pytest.mark.xfail(reason="a generation is remembered before its capsule is authenticated")
 def test_a_forged_generation_locks_nobody_out(
     services: dict[str, Faulty], scripted: Scripted
 ) -> None:
@@ -489,7 +487,6 @@ def test_the_same_addition_twice_is_one(rivals: tuple[Kms, Kms], scripted: Scrip
     assert one.open(compact, CONTEXT) == SECRET
 
 
-@pytest.mark.xfail(reason="on a retry, what somebody else removed meanwhile is an error")
 def test_the_same_removal_twice_is_one(rivals: tuple[Kms, Kms], scripted: Scripted) -> None:
     """Who comes second finds its intent fulfilled."""
     one, other = rivals

@@ -390,7 +390,6 @@ def test_an_envelope_from_before_still_opens() -> None:
     assert [each.wrap_alg for each in Kms.inspect(moved).recipients] == [SYMMETRIC]
 
 
-@pytest.mark.xfail(reason="a rewrap adds a classical public key in spite of require_pq")
 def test_a_weak_recipient_is_not_added_later() -> None:
     """The weakest recipient decides, however it came in."""
     made = services(secret=SYMMETRIC, old=CLASSICAL)

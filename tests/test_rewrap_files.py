@@ -287,7 +287,6 @@ def test_what_is_cut_short_is_no_envelope(kms: Kms, path: Path, keep: int | str)
     assert path.read_bytes() == cut
 
 
-@pytest.mark.xfail(reason="rewrap_file does not look at what follows the capsule")
 def test_what_follows_the_capsule_must_be_a_body(kms: Kms, path: Path) -> None:
     """As for ``rewrap``: with anything else something went wrong before."""
     blob = path.read_bytes()

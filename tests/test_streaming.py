@@ -182,7 +182,6 @@ def test_segments_are_powers_of_two_within_bounds(kms: Kms, size: int) -> None:
         kms.sealing(io.BytesIO(), segment_bytes=size)
 
 
-@pytest.mark.xfail(strict=True, reason="the capsule is made and written before the bounds are met")
 def test_a_segment_size_out_of_bounds_is_refused_first(
     kms: Kms, services: dict[str, Faulty]
 ) -> None:
@@ -646,7 +645,6 @@ def test_files_tell_how_they_ended(kms: Kms, events: Events, folder: Path) -> No
     assert events.last("open").outcome == "integrity_error"
 
 
-@pytest.mark.xfail(strict=True, reason="the event of open_file ends with the header")
 def test_a_file_found_altered_in_its_body_is_told_as_such(
     kms: Kms, events: Events, folder: Path
 ) -> None:

@@ -164,7 +164,6 @@ def test_no_service_opens_alone(stores: dict[str, MemoryStore], name: str) -> No
         reader.open(blob, CONTEXT)
 
 
-@pytest.mark.xfail(reason="one good share passes for none at all")
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_a_reader_with_one_share_too_few_is_told_so(
     stores: dict[str, MemoryStore], names: str
@@ -652,7 +651,6 @@ def test_a_silent_service_is_hedged(services: dict[str, Faulty]) -> None:
     assert total(services, "decrypt") == 3
 
 
-@pytest.mark.xfail(reason="two answers with the same share count as two shares")
 @pytest.mark.parametrize("order", [("a", "a2", "b", "c"), ("b", "a", "a2", "c")])
 def test_two_ways_to_the_same_key_are_one_share(
     stores: dict[str, MemoryStore], order: tuple[str, ...]
