@@ -36,9 +36,8 @@ from kms_core import (
     PolicyDenied,
     Unavailable,
     UnsupportedVersion,
-    envelope,
-    inspection,
     hookimpl,
+    inspection,
 )
 from kms_core.envelope import wrap_context
 from kms_core.testing import (
