@@ -227,7 +227,7 @@ def test_streams_are_rewrapped_everywhere(kms: Run, inspect: Inspect, stream: Pa
     for path in (Path("t.kms"), Path("u.kms"), stream):
         assert inspect(path)["missing"] == []
         assert _body(path) == old
-        assert kms("open", path).out == BODY
+        assert (kms("open", path).out == BODY) is True
 
 
 @pytest.mark.parametrize("plaintext", [SECRET, BODY], ids=["message", "stream"])
@@ -245,7 +245,7 @@ def test_compact_envelopes_are_rewrapped_in_their_store(
     done = kms("rewrap", "--no-repair", "--remove", "east", "-o", "t.kms", "s.kms")
     assert done.complaint == "removed east; capsule store: none missing"
     assert Path("s.kms").read_bytes() == Path("t.kms").read_bytes() == before
-    assert kms("open", "t.kms").out == plaintext
+    assert (kms("open", "t.kms").out == plaintext) is True
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX")
