@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kms_core.errors import FormatError, InvalidRequest, RewrapConflict, Unavailable
+from kms_core.files import sync_folder
 from kms_core.header import KEY_ID_BYTES, MAX_CAPSULE_BYTES, Capsule, parse_capsule
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ class FileCapsules:
             self._path(key_id).hardlink_to(temporary)  # unlike a rename, it replaces nothing
         except FileExistsError:
             raise _conflict(key_id, capsule, self._read(key_id)) from None
-        _sync_folder(self._directory)
+        sync_folder(self._directory)
 
     def _replace(self, key_id: bytes, capsule: bytes, temporary: Path, replaces: bytes) -> None:
         with self._gate.held(), self._locked():
@@ -294,7 +295,7 @@ class FileCapsules:
             if stored != replaces:
                 raise _conflict(key_id, capsule, stored)
             temporary.replace(self._path(key_id))
-            _sync_folder(self._directory)
+            sync_folder(self._directory)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -373,7 +374,7 @@ class SqliteCapsules:
                 connection.execute("PRAGMA journal_mode = WAL")  # last: the log stays empty
             with suppress(FileExistsError):  # another process made it meanwhile
                 self._path.hardlink_to(temporary)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -445,19 +446,8 @@ def _make_folder(folder: Path) -> None:
         if not folder.is_dir():
             raise
     else:
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def _temporary_in(folder: Path) -> Path:
     return folder / f".{secrets.token_hex(8)}.tmp"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk, where a system keeps them apart from the files."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

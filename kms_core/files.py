@@ -100,7 +100,7 @@ class NewFile:
             self._give_name()
         self._temporary.replace(self._target)
         self._named = False
-        _sync_folder(self._target.parent)
+        sync_folder(self._target.parent)
 
     def _give_name(self) -> None:
         folder = os.open(self._target.parent, os.O_RDONLY)
@@ -118,7 +118,8 @@ class NewFile:
             self._named = False
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk, where a system keeps them apart from the files."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -54,6 +54,7 @@ from kms_core.errors import (
     ServiceError,
     Unavailable,
 )
+from kms_core.files import sync_folder
 from kms_core.hookspecs import hookimpl
 from kms_core.types import Ciphertext, Health, KeyInfo, Secret
 
@@ -399,22 +400,11 @@ def _create(path: Path, data: bytes, mode: int, written: contextlib.ExitStack) -
             file.write(data)
             file.flush()
             os.fsync(descriptor)
-        _sync_directory(path.parent)
+        sync_folder(path.parent)
     except FileExistsError as exc:
         raise InvalidRequest(f"{path} exists already, and keys are never overwritten") from exc
     except OSError as exc:
         raise ServiceError(f"cannot create {path}: {exc.strerror}; choose another path") from exc
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a new name last through a power cut."""
-    if not _POSIX:  # where a directory cannot be opened
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
