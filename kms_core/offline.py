@@ -56,14 +56,14 @@ from kms_core.errors import (
 )
 from kms_core.files import sync_folder
 from kms_core.hookspecs import hookimpl
-from kms_core.types import Ciphertext, Health, KeyInfo, Secret
+from kms_core.types import POST_QUANTUM_WRAPS, Ciphertext, Health, KeyInfo, Secret
 
 MAX_PLAINTEXT_BYTES: Final = 4096  # what every provider takes, so that instances can stand in
 MAX_FILE_BYTES: Final = 1 << 14  # four times the largest key; bounds what a planted file can cost
 MAX_PASSPHRASE_BYTES: Final = 1023  # what OpenSSL takes for PKCS #8
 
 #: The algorithms here that a quantum computer does not break.
-PQ_SAFE: Final = frozenset({0x0602, 0x0603})
+PQ_SAFE: Final = POST_QUANTUM_WRAPS & {0x0601, 0x0602, 0x0603}
 
 _URI: Final = re.compile(r"hpke:[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes leave four bits of zero
 _URI_BYTES: Final = 16

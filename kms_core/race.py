@@ -161,12 +161,12 @@ class Race:
 
     def _skip(self, relay: Relay, error: KMSError) -> None:
         """Do not ask an instance again that is down, throttled or refused by its breaker."""
-        if error.counts or isinstance(error, Throttled | BreakerOpen):
+        if _may_pass(error):
             self._waiting = [item for item in self._waiting if item[0] is not relay]
 
     def verdict(self, key_uris: Iterable[str]) -> KMSError:
         """Why there were too few good answers."""
-        if self._bad and not any(map(_may_pass, self._failures)):
+        if self._bad and not any(_may_pass(attempt.error) for attempt in self._failures):
             return IntegrityError()
         verb = "is" if self._needed == 1 else "are"
         partial = self._used or self._needed > 1
@@ -178,9 +178,9 @@ class Race:
         return NoMatchingRecipient(sorted(set(key_uris)), more_needed=more)
 
 
-def _may_pass(attempt: Attempt) -> bool:
-    """Whether the same instance may yet open what was not opened now."""
-    return attempt.error.counts or isinstance(attempt.error, Throttled | BreakerOpen)
+def _may_pass(error: KMSError) -> bool:
+    """Whether it is the instance's state, and no matter of one wrap, that failed the call."""
+    return error.counts or isinstance(error, Throttled | BreakerOpen)
 
 
 def _unwrapping(bound: Bound) -> Callable[[Relay], _Answer | None]:
