@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from kms_core.settings import EnvelopePolicy as EnvelopePolicy
     from kms_core.settings import InstanceConfig as InstanceConfig
     from kms_core.settings import Settings as Settings
+    from kms_core.types import MAC_ALGORITHMS as MAC_ALGORITHMS
+    from kms_core.types import SIGNATURE_ALGORITHMS as SIGNATURE_ALGORITHMS
     from kms_core.types import Attempt as Attempt
     from kms_core.types import Ciphertext as Ciphertext
     from kms_core.types import DataKey as DataKey
@@ -109,6 +111,8 @@ _HOME = {
     "inspection": ("EnvelopeInfo", "RecipientInfo", "inspect", "is_sealed"),
     "settings": ("EnvelopePolicy", "InstanceConfig", "Settings"),
     "types": (
+        "MAC_ALGORITHMS",
+        "SIGNATURE_ALGORITHMS",
         "Attempt",
         "Ciphertext",
         "DataKey",

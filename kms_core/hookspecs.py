@@ -72,7 +72,11 @@ class ProviderSpec:
 
     @hookspec(firstresult=True)
     def sign(self, instance: InstanceInfo, key_id: str, data: bytes, algorithm: str) -> Signature:
-        """Sign ``data`` (the message, not its digest)."""
+        """Sign ``data``: the message, up to 1 MiB, never its digest.
+
+        ``algorithm`` is one of ``SIGNATURE_ALGORITHMS`` or ``MAC_ALGORITHMS`` (kms_core.types);
+        ``InvalidRequest`` if the key does not do it.
+        """
 
     @hookspec(firstresult=True)
     def verify(
@@ -83,11 +87,18 @@ class ProviderSpec:
         signature: Signature,
         algorithm: str,
     ) -> bool:
-        """Whether the service accepts the signature."""
+        """Whether the service accepts the signature; ``key_id`` is what ``match`` gave.
+
+        The core verifies with the public key where there is one, so this is for MACs.  A signature
+        that is wrong in whatever way is ``False``, not an error.
+        """
 
     @hookspec(firstresult=True)
     def public_key(self, instance: InstanceInfo, key_id: str) -> PublicKey:
-        """The public key of an asymmetric key."""
+        """The public key of an asymmetric key, in the version that ``key_id`` names.
+
+        ``InvalidRequest`` if the key has none.
+        """
 
     @hookspec(firstresult=True)
     def describe_key(self, instance: InstanceInfo, key_id: str) -> KeyInfo:

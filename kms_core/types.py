@@ -16,10 +16,29 @@ MAX_WRAPPED_BYTES: Final = 8192  # the largest wrapped key any service returns, 
 THIRD_PARTY_WRAP_ALG: Final = 0x7FFF  # "the provider named by the key URI decides"
 #: Wraps that a quantum computer does not undo: symmetric ones and the post-quantum hybrids.
 POST_QUANTUM_WRAPS: Final = frozenset(
-    {0x0101, 0x0202, 0x0301, 0x0401, 0x0402, 0x0501, 0x0502, 0x0602, 0x0603}
+    {0x0101, 0x0202, 0x0203, 0x0301, 0x0401, 0x0402, 0x0501, 0x0502, 0x0602, 0x0603}
 )
 #: Wraps that anybody can make who knows the recipient's public key.
-PUBLIC_KEY_WRAPS: Final = frozenset({0x0102, 0x0201, 0x0403, 0x0601, 0x0602, 0x0603})
+PUBLIC_KEY_WRAPS: Final = frozenset(
+    {0x0102, 0x0201, 0x0302, 0x0403, 0x0404, 0x0601, 0x0602, 0x0603}
+)
+
+#: What ``sign`` and ``verify`` take.  ECDSA on P-256, P-384, P-521 or secp256k1 as the key is
+#: (FIPS 186-5), RSASSA-PSS with MGF1 of the same hash and a salt as long as it, and
+#: RSASSA-PKCS1-v1_5 (RFC 8017), Ed25519 (RFC 8032), ML-DSA without a context string (FIPS 204).
+SIGNATURE_ALGORITHMS: Final = frozenset(
+    {
+        *("ECDSA-SHA256", "ECDSA-SHA384", "ECDSA-SHA512"),
+        *("RSA-PSS-SHA256", "RSA-PSS-SHA384", "RSA-PSS-SHA512"),
+        *("RSA-PKCS1-SHA256", "RSA-PKCS1-SHA384", "RSA-PKCS1-SHA512"),
+        *("Ed25519", "ML-DSA-44", "ML-DSA-65", "ML-DSA-87"),
+    }
+)
+#: The same hooks make and check MACs (RFC 2104): only the service can do either.
+MAC_ALGORITHMS: Final = frozenset({"HMAC-SHA256", "HMAC-SHA384", "HMAC-SHA512"})
+#: The one encryption algorithm a ``PublicKey`` may name: RSAES-OAEP, SHA-256, MGF1-SHA-256, no label.
+RSA_OAEP: Final = "RSA-OAEP-SHA256"
+MAX_SIGNED_BYTES: Final = 1 << 20  # of a message; sign a digest of anything larger
 
 Protection = Literal["hsm", "software", "local"]
 
@@ -112,17 +131,27 @@ class KeyInfo:
 
 @frozen
 class PublicKey:
-    """A public key as SubjectPublicKeyInfo DER (RFC 5280), with the version it belongs to."""
+    """A public key as SubjectPublicKeyInfo DER (RFC 5280).
 
-    der: bytes
+    ``key_uri`` names the exact version.  ``algorithms`` are those the service uses this key with,
+    the preferred one first: of ``SIGNATURE_ALGORITHMS``, or ``RSA-OAEP-SHA256``.  ``wrap_alg`` is
+    the number under which this instance unwraps what anybody encrypted to it with RSA-OAEP-SHA256,
+    the context bound with ``bind_context``; ``None``: the key is not for that.
+    """
+
+    der: bytes = field(repr=_size_only)
     key_uri: str
     key_version: str | None = None
     algorithms: tuple[str, ...] = ()
+    wrap_alg: int | None = None
 
 
 @frozen
 class Signature:
-    """A signature and what made it.  ECDSA values are DER (RFC 3279)."""
+    """A signature (or MAC) and what made it.
+
+    ``data`` of ECDSA is DER (RFC 3279).  ``key_uri`` names the exact version of the key.
+    """
 
     data: bytes = field(repr=_size_only)
     key_uri: str

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from kms_core.testing.memory import MemoryProvider as MemoryProvider
     from kms_core.testing.memory import MemorySettings as MemorySettings
     from kms_core.testing.memory import MemoryStore as MemoryStore
-    from kms_core.testing.servers import AwsServer as AwsServer
-    from kms_core.testing.servers import Gate as Gate
+    from kms_core.testing.servers.gate import Gate as Gate
+    from kms_core.testing.servers.moto import AwsServer as AwsServer
 
 _HOME = {
     "conformance": ("ProviderConformance",),
@@ -42,7 +42,8 @@ _HOME = {
     ),
     "hooks": ("call", "marked_hooks"),
     "memory": ("MemoryProvider", "MemorySettings", "MemoryStore"),
-    "servers": ("AwsServer", "Gate"),
+    "servers.gate": ("Gate",),
+    "servers.moto": ("AwsServer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -1,0 +1,16 @@
+"""PKCS#11 as a provider of ``kms_core``: this module registers it and loads nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kms_core import hookimpl
+
+
+@hookimpl
+def kms_register_providers(register: Callable[[type[Any]], None]) -> None:
+    """Register the provider type ``pkcs11``."""
+    from kms_pkcs11.provider import Pkcs11Provider
+
+    register(Pkcs11Provider)
