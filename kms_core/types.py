@@ -36,7 +36,7 @@ SIGNATURE_ALGORITHMS: Final = frozenset(
 )
 #: The same hooks make and check MACs (RFC 2104): only the service can do either.
 MAC_ALGORITHMS: Final = frozenset({"HMAC-SHA256", "HMAC-SHA384", "HMAC-SHA512"})
-#: The one encryption algorithm a ``PublicKey`` may name: RSAES-OAEP, SHA-256, MGF1-SHA-256, no label.
+#: The one encryption algorithm a ``PublicKey`` may name: OAEP, SHA-256, MGF1-SHA-256, no label.
 RSA_OAEP: Final = "RSA-OAEP-SHA256"
 MAX_SIGNED_BYTES: Final = 1 << 20  # of a message; sign a digest of anything larger
 

@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = PATIENCE
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802  the base class's name
+    def do_GET(self) -> None:
         self._serve()
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815

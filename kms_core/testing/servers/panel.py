@@ -69,8 +69,8 @@ class _Standing:
 class Panel:
     """The switches of one server.  Thread-safe.
 
-    ``failures`` are those that this service can have at all (only Google has checksums).  Operations
-    are called what the service calls them.
+    ``failures`` are those that this service can have at all (only Google has checksums).
+    Operations are called what the service calls them.
     """
 
     def __init__(self, failures: frozenset[Failure], gate: Gate | None = None) -> None:
@@ -118,7 +118,7 @@ class Panel:
         with self._lock:
             return self._counts.total() if operation is None else self._counts[operation]
 
-    # --- the server's side -------------------------------------------------------------------------
+    # --- the server's side -----------------------------------------------------------------------
 
     def arrived(self, operation: str) -> Order | None:
         """A request came in; what to do wrong with it.  ``SLOW`` has been slow on return."""
