@@ -19,7 +19,14 @@ from kms_core.header import DEFAULT_SEGMENT_LOG2
 from kms_core.inspection import EnvelopeInfo
 from kms_core.settings import Settings
 from kms_core.stream import StreamWriter
-from kms_core.types import Ciphertext, DataKey, HealthReport, PluginInfo
+from kms_core.types import (
+    Ciphertext,
+    DataKey,
+    HealthReport,
+    PluginInfo,
+    PublicKey,
+    Signature,
+)
 
 Path = str | os.PathLike[str]
 
@@ -195,6 +202,20 @@ class AsyncKms:
     ) -> DataKey:
         """As ``Kms.generate_data_key``."""
         return await asyncio.to_thread(self._kms.generate_data_key, context, via=via)
+
+    async def sign(
+        self, data: Data, *, algorithm: str | None = None, via: str | None = None
+    ) -> Signature:
+        """As ``Kms.sign``."""
+        return await asyncio.to_thread(self._kms.sign, data, algorithm=algorithm, via=via)
+
+    async def verify(self, data: Data, signature: Signature, *, via: str | None = None) -> bool:
+        """As ``Kms.verify``."""
+        return await asyncio.to_thread(self._kms.verify, data, signature, via=via)
+
+    async def public_key(self, *, via: str | None = None) -> PublicKey:
+        """As ``Kms.public_key``."""
+        return await asyncio.to_thread(self._kms.public_key, via=via)
 
     async def health(self) -> HealthReport:
         """As ``Kms.health``."""

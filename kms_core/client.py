@@ -39,8 +39,11 @@ from kms_core.routing import Quorum, Router
 from kms_core.settings import InstanceConfig, Settings
 from kms_core.stream import StreamWriter, write_all
 from kms_core.types import (
+    MAC_ALGORITHMS,
+    MAX_SIGNED_BYTES,
     POST_QUANTUM_WRAPS,
     PUBLIC_KEY_WRAPS,
+    SIGNATURE_ALGORITHMS,
     BreakerState,
     Ciphertext,
     DataKey,
@@ -49,7 +52,10 @@ from kms_core.types import (
     InstanceInfo,
     PluginInfo,
     Provider,
+    PublicKey,
+    Signature,
 )
+from kms_core.uri import provider_type
 from kms_core.workers import Workers
 
 T = TypeVar("T")
@@ -368,7 +374,9 @@ class Kms:
                 "seal() takes more"
             )
         bound = _context(context)
-        return self._direct("encrypt", via, lambda relay: relay.encrypt(plaintext, bound))
+        return self._direct(
+            "encrypt", self._encrypting(via), lambda relay: relay.encrypt(plaintext, bound)
+        )
 
     def decrypt(self, ciphertext: Ciphertext, context: ContextLike = None) -> bytes:
         """Let the service that holds the key (or a replica of it) decrypt.
@@ -398,13 +406,78 @@ class Kms:
             key = bytearray(os.urandom(DEK_BYTES))
             return DataKey(key, relay.encrypt(key, bound))
 
-        return self._direct("generate_data_key", via, generate)
+        return self._direct("generate_data_key", self._encrypting(via), generate)
 
-    def _direct(self, operation: str, via: str | None, work: Callable[[Relay], T]) -> T:
+    def sign(
+        self, data: Data, *, algorithm: str | None = None, via: str | None = None
+    ) -> Signature:
+        """Let a service sign ``data``, up to 1 MiB; the result names the key that did.
+
+        Asks the instances with ``purpose = "sign"`` in their order, or ``via`` alone.
+        ``algorithm`` is one of ``SIGNATURE_ALGORITHMS`` or, for a MAC that only the service can
+        check, of ``MAC_ALGORITHMS``; without it the key's preferred one.
+        """
+        message = _signed(data)
+        if algorithm is not None:
+            _check_algorithm(algorithm)
+        return self._direct(
+            "sign", self._signing(via), lambda relay: relay.sign(message, algorithm)
+        )
+
+    def verify(self, data: Data, signature: Signature, *, via: str | None = None) -> bool:
+        """Whether ``signature`` is one of ``data`` by the key it names.
+
+        Done here with the key's public half, which the instance that has the key is asked for
+        once; only MACs are left to the service.  Raises ``AllInstancesFailed`` if no instance has
+        that key or none could be asked.
+        """
         self._check_open()
-        if via is not None and via not in self._router.relays:
+        if not isinstance(signature, Signature):
+            raise InvalidRequest("verify() takes the Signature that sign() returned")
+        message = _signed(data)
+        _check_algorithm(signature.algorithm)
+        relays = [
+            relay
+            for name, relay in self._router.relays.items()
+            if provider_type(signature.key_uri) == relay.info.provider and via in {None, name}
+        ]
+        for relay in relays:
+            known = relay.verify_here(message, signature)
+            if known is not None:
+                return known
+        if not relays:
+            raise InvalidRequest(f"no instance can have the key {signature.key_uri}")
+        return self._router.first(
+            "verify",
+            [relay.name for relay in relays],
+            lambda relay: relay.verify(message, signature),
+            allow_weaker=True,
+        )
+
+    def public_key(self, *, via: str | None = None) -> PublicKey:
+        """The public key of a signing instance (the first, or ``via``), as the service tells it."""
+        return self._direct("public_key", self._signing(via), lambda relay: relay.public_key())
+
+    def _signing(self, via: str | None) -> tuple[str, ...]:
+        if via is not None:
+            return self._named(via)
+        signing = tuple(
+            name for name, each in self._settings.instances.items() if each.purpose == "sign"
+        )
+        if not signing:
+            raise InvalidRequest('no instance has purpose = "sign"; name one with via=')
+        return signing
+
+    def _named(self, via: str) -> tuple[str, ...]:
+        if via not in self._router.relays:
             raise InvalidRequest(f"no instance {via!r}; known are {', '.join(self._router.relays)}")
-        names = self._settings.recipients if via is None else (via,)
+        return (via,)
+
+    def _encrypting(self, via: str | None) -> tuple[str, ...]:
+        return self._settings.recipients if via is None else self._named(via)
+
+    def _direct(self, operation: str, names: Sequence[str], work: Callable[[Relay], T]) -> T:
+        self._check_open()
         policy = self._settings.envelope
         return self._router.first(operation, names, work, allow_weaker=policy.allow_weaker)
 
@@ -471,7 +544,13 @@ class Kms:
                 emit=self._emit,
                 clock=self._clock,
                 domain=instance.domain,
+                offline_wrap=instance.offline_wrap,
             )
+            if instance.offline_wrap != "never" and not relays[name].supports("public_key"):
+                raise ConfigError(
+                    f"{settings.raw.source}: [instances.{name}] offline_wrap: provider "
+                    f"{instance.provider} tells no public key: remove it"
+                )
         return relays
 
     def _build_provider(self, name: str, instance: InstanceConfig) -> tuple[Provider, str]:
@@ -705,6 +784,20 @@ def _data(data: Data) -> bytes:
             f"expected bytes, got {type(data).__name__}; encode text first, say with .encode()"
         )
     return bytes(data)
+
+
+def _signed(data: Data) -> bytes:
+    if isinstance(data, bytes | bytearray | memoryview) and len(data) > MAX_SIGNED_BYTES:
+        raise InvalidRequest(
+            f"up to {MAX_SIGNED_BYTES} bytes are signed, not {len(data)}: sign a digest of them"
+        )
+    return _data(data)
+
+
+def _check_algorithm(algorithm: str) -> None:
+    known = SIGNATURE_ALGORITHMS | MAC_ALGORITHMS
+    if algorithm not in known:
+        raise InvalidRequest(f"no algorithm {algorithm!r}; known are {', '.join(sorted(known))}")
 
 
 def _envelope(sealed: Data | str) -> bytes:

@@ -9,17 +9,28 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any, Final, TypeVar
 
 import pluggy
 from attrs import evolve
+from cryptography.exceptions import UnsupportedAlgorithm
 
+from kms_core import asymmetric
+from kms_core.asymmetric import OfflineWrap, OfflineWrapper
 from kms_core.breaker import Breaker
 from kms_core.context import Context
-from kms_core.errors import FormatError, KMSError, ProviderBug, UnsupportedOperation
+from kms_core.errors import (
+    FormatError,
+    KeyNotFound,
+    KMSError,
+    ProviderBug,
+    UnsupportedOperation,
+)
 from kms_core.hookspecs import PROJECT, PluginSpec, ProviderSpec
 from kms_core.types import (
+    MAC_ALGORITHMS,
     MAX_WRAPPED_BYTES,
     Ciphertext,
     DataKey,
@@ -28,6 +39,8 @@ from kms_core.types import (
     InstanceInfo,
     KeyInfo,
     Provider,
+    PublicKey,
+    Signature,
 )
 from kms_core.uri import encode_key_uri, provider_type
 from kms_core.workers import Workers
@@ -35,6 +48,8 @@ from kms_core.workers import Workers
 T = TypeVar("T")
 Emit = Callable[[Event], None]
 DATA_KEY_BYTES: Final = 32
+MAX_SIGNATURE_BYTES: Final = 8192  # the largest, ML-DSA-87's, has 4627
+MAX_PUBLIC_KEYS: Final = 64  # kept per instance for verifying; a key has few versions in use
 _NO_REQUEST: Final = frozenset({"close", "domain", "match", "prepare"})  # told only if they fail
 
 
@@ -53,6 +68,7 @@ class Relay:
         emit: Emit,
         clock: Callable[[], float],
         domain: str | None = None,
+        offline_wrap: OfflineWrap = "never",
     ) -> None:
         self.info = info
         self.provider = provider
@@ -65,6 +81,9 @@ class Relay:
         self._prepared = False
         self._prepare_lock = threading.Lock()
         self._manager = _manager(info.name, provider, modules)
+        #: Wraps to this instance's public key, without asking its service.
+        self.offline = OfflineWrapper(offline_wrap, clock)
+        self._public_keys: dict[str, PublicKey] = {}  # by the key URI that signatures name
 
     @property
     def name(self) -> str:
@@ -150,6 +169,89 @@ class Relay:
     def rotate_key(self) -> KeyInfo:
         """Make a new version of the configured key primary."""
         return self._invoke("rotate_key", _is_a(KeyInfo), key_id=self._key)
+
+    # --- asymmetric keys -------------------------------------------------------------------------
+
+    def sign(self, data: bytes, algorithm: str | None) -> Signature:
+        """Sign with the configured key; without ``algorithm``, with the one the key prefers."""
+        if algorithm is None:
+            algorithm = self._preferred_algorithm()
+        check = partial(_check_signature, algorithm)
+        return self._invoke("sign", check, key_id=self._key, data=data, algorithm=algorithm)
+
+    def verify(self, data: bytes, signature: Signature) -> bool:
+        """Whether the key that ``signature`` names made it; ``KeyNotFound`` if it is not ours.
+
+        Where the key is public it is asked for once and kept, and the rest is done here.
+        """
+        known = self.verify_here(data, signature)
+        if known is not None:
+            return known
+        key_id = self.match(signature.key_uri)
+        if key_id is None:
+            raise KeyNotFound(f"{signature.key_uri} is no key of this instance")
+        if signature.algorithm not in MAC_ALGORITHMS and self.supports("public_key"):
+            self._keep(signature.key_uri, self.public_key(key_id))
+            known = self.verify_here(data, signature)
+        if known is not None:
+            return known
+        return self._invoke(
+            "verify",
+            _is_a(bool),
+            key_id=key_id,
+            data=data,
+            signature=signature,
+            algorithm=signature.algorithm,
+        )
+
+    def verify_here(self, data: bytes, signature: Signature) -> bool | None:
+        """As ``verify``, if it can be done without asking anybody; else ``None``."""
+        public_key = self._public_keys.get(signature.key_uri)
+        if public_key is None:
+            return None
+        try:
+            return asymmetric.verify(public_key, data, signature.data, signature.algorithm)
+        except UnsupportedAlgorithm:
+            return None
+
+    def public_key(self, key_id: str | None = None) -> PublicKey:
+        """The public key of the configured key, or of one that ``match`` returned."""
+        return self._invoke("public_key", _check_public_key, key_id=key_id or self._key)
+
+    def wrap(self, plaintext: bytes | bytearray, context: Context) -> Ciphertext:
+        """Wrap a data key for an envelope: as ``encrypt``, unless this is to be done offline."""
+        if self.offline.policy != "always":
+            return self.encrypt(plaintext, context)
+        self.learn_public_key()
+        return self.wrap_offline(plaintext, context)
+
+    def wrap_offline(self, plaintext: bytes | bytearray, context: Context) -> Ciphertext:
+        """Wrap to the public key; told to observers as what it is."""
+        wrap = partial(self.offline.wrap, plaintext, context)
+        return self._guard("wrap_offline", lambda: _check_ciphertext(self, wrap()), self.key_uri)
+
+    def learn_public_key(self) -> None:
+        """Ask for the public key to wrap to."""
+        try:
+            key = self.public_key()
+            self._guard("wrap_offline", partial(self.offline.learn, key), key.key_uri)
+        except BaseException:
+            self.offline.give_up_learning()
+            raise
+
+    def _preferred_algorithm(self) -> str:
+        public_key = self._public_keys.get(self.key_uri)
+        if public_key is None:
+            public_key = self.public_key()
+            self._keep(self.key_uri, public_key)
+        if not public_key.algorithms:
+            raise self._annotate(ProviderBug("named no algorithm"), "public_key", self.key_uri)
+        return public_key.algorithms[0]
+
+    def _keep(self, key_uri: str, public_key: PublicKey) -> None:
+        while len(self._public_keys) >= MAX_PUBLIC_KEYS:
+            self._public_keys.pop(next(iter(self._public_keys)), None)
+        self._public_keys[key_uri] = public_key
 
     def annotated(self, error: KMSError, operation: str) -> KMSError:
         """The error, saying whose and which call it is."""
@@ -238,17 +340,45 @@ def _check_ciphertext(relay: Relay, result: object) -> Ciphertext:
     """What would be written into an envelope must be readable from one."""
     ciphertext = _is_a(Ciphertext)(relay, result)
     data = _check_plaintext(relay, ciphertext.data)
-    if not isinstance(ciphertext.key_uri, str) or not isinstance(ciphertext.wrap_alg, int):
-        raise ProviderBug("returned a ciphertext with fields of the wrong type")
     if not 1 <= len(data) <= MAX_WRAPPED_BYTES:
         raise ProviderBug(f"returned {len(data)} bytes of ciphertext")
+    _check_own_uri(relay, ciphertext.key_uri)
+    if ciphertext.wrap_alg not in relay.provider.wrap_algs:
+        raise ProviderBug("returned a wrap_alg that is not its own")
+    return evolve(ciphertext, data=bytes(data), instance=relay.name)
+
+
+def _check_signature(algorithm: str, relay: Relay, result: object) -> Signature:
+    signature = _is_a(Signature)(relay, result)
+    data = _check_plaintext(relay, signature.data)
+    if not 1 <= len(data) <= MAX_SIGNATURE_BYTES:
+        raise ProviderBug(f"returned a signature of {len(data)} bytes")
+    if signature.algorithm != algorithm:
+        raise ProviderBug(f"signed with another algorithm than {algorithm}")
+    _check_own_uri(relay, signature.key_uri)
+    return evolve(signature, data=bytes(data), instance=relay.name)
+
+
+def _check_public_key(relay: Relay, result: object) -> PublicKey:
+    public_key = _is_a(PublicKey)(relay, result)
+    _check_own_uri(relay, public_key.key_uri)
+    if not asymmetric.can_load(bytes(_check_plaintext(relay, public_key.der))):
+        raise ProviderBug("returned a public key that is not SubjectPublicKeyInfo in DER")
+    if public_key.wrap_alg not in {None, *relay.provider.wrap_algs}:
+        raise ProviderBug("returned a public key with a wrap_alg that is not its own")
+    return public_key
+
+
+def _check_own_uri(relay: Relay, key_uri: object) -> None:
+    """What names a key of this provider type, and fits into an envelope."""
+    if not isinstance(key_uri, str):
+        raise ProviderBug(f"returned a key URI of type {type(key_uri).__name__}")
     try:
-        encode_key_uri(ciphertext.key_uri)
+        encode_key_uri(key_uri)
     except FormatError as exc:
         raise ProviderBug(f"returned a malformed key URI: {exc}") from exc
-    if not relay.may_hold(ciphertext.key_uri, ciphertext.wrap_alg):
-        raise ProviderBug("returned a key URI or wrap_alg that is not its own")
-    return evolve(ciphertext, data=bytes(data), instance=relay.name)
+    if provider_type(key_uri) != relay.info.provider:
+        raise ProviderBug("returned a key URI that is not its own")
 
 
 def _manager(

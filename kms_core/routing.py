@@ -5,6 +5,7 @@ Knows instances and calls, not envelopes.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -97,11 +98,19 @@ class Router:
         self, parts: Mapping[str, Part], deadline: Deadline, quorum: Quorum | None
     ) -> tuple[dict[str, Ciphertext], dict[str, Attempt]]:
         names = list(parts)
-        wraps: dict[str, Ciphertext] = {}
+        wraps = {
+            name: self.relays[name].wrap_offline(*part)
+            for name, part in parts.items()
+            if self.relays[name].offline.instead()
+        }
         failures: dict[str, Attempt] = {}
         enough_at: float | None = None
         pending = self._start_all(
-            "encrypt", names, lambda relay: relay.encrypt(*parts[relay.name]), deadline, failures
+            "encrypt",
+            [name for name in names if name not in wraps],
+            lambda relay: relay.wrap(*parts[relay.name]),
+            deadline,
+            failures,
         )
         while pending:
             for call in self._settle(pending, deadline, enough_at, quorum):
@@ -109,7 +118,26 @@ class Router:
                 self._collect(call, wraps, failures, deadline)
             if quorum and enough_at is None and self._enough(wraps, names, quorum):
                 enough_at = self._clock()
+        self._fall_back_to_public_keys(parts, wraps, failures)
         return wraps, failures
+
+    def _fall_back_to_public_keys(
+        self,
+        parts: Mapping[str, Part],
+        wraps: dict[str, Ciphertext],
+        failures: dict[str, Attempt],
+    ) -> None:
+        """Wrap here for whoever is out of reach and permits it; prepare for the next outage."""
+        for name, attempt in list(failures.items()):
+            relay = self.relays[name]
+            if relay.offline.after(attempt.error):
+                wraps[name] = relay.wrap_offline(*parts[name])
+                del failures[name]
+        for name in wraps:
+            relay = self.relays[name]
+            if relay.offline.begin_learning():
+                with contextlib.suppress(KMSError):  # what goes wrong there is told to observers
+                    relay.workers.submit(relay.learn_public_key)
 
     def _start_all(
         self,

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from attrs import field, frozen, validators
+from attrs import asdict, field, fields_dict, frozen, validators
 
+from kms_core.asymmetric import OfflineWrap
 from kms_core.breaker import BreakerPolicy
 from kms_core.calls import CallPolicy
 from kms_core.config import Raw, check_names, shown, structure, table
@@ -73,7 +74,9 @@ class InstanceConfig:
     """One named instance: its provider type and the provider's own settings as a table.
 
     ``domain`` overrides the failure domain the provider derives; ``required`` makes sealing fail
-    without it; ``purpose = "sign"`` keeps it out of the default recipients.
+    without it; ``purpose = "sign"`` keeps it out of the default recipients.  ``offline_wrap``: seal
+    to its public key ``"never"``, as a ``"fallback"`` while its service is out of reach, or
+    ``"always"``, without asking the service at all.
     """
 
     provider: str
@@ -82,6 +85,7 @@ class InstanceConfig:
     required: bool = False
     purpose: Literal["encrypt", "sign"] = "encrypt"
     breaker: BreakerPolicy | None = None
+    offline_wrap: OfflineWrap = "never"
 
 
 @frozen
@@ -92,6 +96,7 @@ class _InstanceKeys:
     domain: str | None = None
     required: bool = False
     purpose: Literal["encrypt", "sign"] = "encrypt"
+    offline_wrap: OfflineWrap = "never"
 
 
 @frozen
@@ -210,9 +215,7 @@ def _instance(name: str, value: Any, breaker: BreakerPolicy, raw: Raw) -> Instan
     where = f"{raw.source}: [instances.{name}]"
     values = dict(table(value, where))
     own: dict[str, Any] = {
-        key: values.pop(key)
-        for key in ("provider", "domain", "required", "purpose")
-        if key in values
+        key: values.pop(key) for key in fields_dict(_InstanceKeys) if key in values
     }
     keys = structure(_InstanceKeys, own, where, raw)
     override = values.pop("breaker", None)
@@ -221,6 +224,4 @@ def _instance(name: str, value: Any, breaker: BreakerPolicy, raw: Raw) -> Instan
         where = f"{raw.source}: [instances.{name}.breaker]"
         merged = {**table(raw.tables.get("breaker", {}), where), **table(override, where)}
         policy = structure(BreakerPolicy, merged, where, raw)
-    return InstanceConfig(
-        keys.provider, values, keys.domain, keys.required, keys.purpose, policy or breaker
-    )
+    return InstanceConfig(options=values, breaker=policy or breaker, **asdict(keys))

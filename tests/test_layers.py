@@ -21,7 +21,7 @@ PLUGINS = Path(__file__).parents[1] / "plugins"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "context", "types", "uri", "breaker"),
     ("hookspecs", "aead", "files", "header", "memory", "shamir", "workers"),
-    ("plugins", "stream", "cache", "capsules", "inspection", "offline"),
+    ("asymmetric", "plugins", "stream", "cache", "capsules", "inspection", "offline"),
     ("relay", "envelope", "parallel"),
     ("calls", "race", "routing"),
     ("config", "observe", "rewrap", "health"),
