@@ -56,6 +56,13 @@ class SpoiltOutput(IntegrityError):
         )
 
 
+class InvalidSignature(IntegrityError):
+    """A signature that does not verify."""
+
+    def __init__(self, key_uri: str) -> None:
+        super().__init__(f"the signature is not valid: it is not one of this input by {key_uri}")
+
+
 _OUTAGE: Final = (Unavailable, Throttled, BreakerOpen)
 #: The first class that fits decides; what fits none has FAILED.
 _CODES: Final[tuple[tuple[type[KMSError], ExitCode], ...]] = (
@@ -71,6 +78,7 @@ _CODES: Final[tuple[tuple[type[KMSError], ExitCode], ...]] = (
 _HINTS: Final[tuple[tuple[type[KMSError], str], ...]] = (
     (NoMatchingRecipient, ""),
     (SpoiltOutput, ""),
+    (InvalidSignature, ""),
     (RewrapConflict, "run it again"),
     (IntegrityError, "give each --context it was made with"),
     (InvalidCiphertext, "give each --context it was made with"),

@@ -41,6 +41,9 @@ BUILTINS: Final[Mapping[str, Builtin]] = {
     "rewrap": Builtin("kms_core.cli.rewrapping:rewrap", "Repair or change the recipients."),
     "encrypt": Builtin("kms_core.cli.direct:encrypt", "Let one key service encrypt a few bytes."),
     "decrypt": Builtin("kms_core.cli.direct:decrypt", "Undo `kms encrypt`."),
+    "sign": Builtin("kms_core.cli.signing:sign", "Let a key service sign."),
+    "verify": Builtin("kms_core.cli.signing:verify", "Check what `kms sign` made."),
+    "public-key": Builtin("kms_core.cli.signing:public_key", "Write a signing key's public half."),
     "health": Builtin("kms_core.cli.status:health", "Ask every instance whether it is well."),
     "plugins": Builtin("kms_core.cli.status:plugins", "List the installed plugins."),
     "recovery": Builtin(
