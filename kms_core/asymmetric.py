@@ -67,7 +67,7 @@ def _check(key: Any, data: bytes, signature: bytes, algorithm: str) -> None:
             key.verify(signature, data, padding.PKCS1v15(), _HASHES[hash_name])
         case "", ed25519.Ed25519PublicKey():
             key.verify(signature, data)
-        case "ML-DSA", _ if type(key) is _ml_dsa(hash_name):
+        case "ML-DSA", _ if isinstance(key, _ml_dsa(hash_name)):
             key.verify(signature, data)
         case _:
             raise InvalidSignature
