@@ -10,9 +10,10 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import Attribute, define, field, frozen
+from attrs.validators import optional
 
 from kms_core.errors import BreakerOpen
 from kms_core.types import Duration
@@ -48,7 +49,8 @@ class BreakerPolicy:
     stray failures are noise.  ``timeouts_in_a_row`` time-outs with no success among them open it
     however far apart they are.  It stays open for ``recovery_timeout``, doubled after each failed
     probe up to ``max_recovery_timeout`` (which never shortens ``recovery_timeout``);
-    ``success_threshold`` successful probes close it.
+    ``success_threshold`` successful probes close it.  A success that took ``slow_call`` or longer
+    counts as a failure (``None``: however slow, it is a success).
     """
 
     failure_threshold: int = field(default=5, validator=_at_least_one)
@@ -58,6 +60,7 @@ class BreakerPolicy:
     success_threshold: int = field(default=2, validator=_at_least_one)
     minimum_failure_ratio: float = field(default=0.1, validator=_fraction)
     timeouts_in_a_row: int = field(default=3, validator=_at_least_one)
+    slow_call: Duration | None = field(default=None, validator=optional(_positive))
 
 
 @define(eq=False)
@@ -77,7 +80,8 @@ class BreakerSnapshot:
     """A consistent reading of a breaker.
 
     ``failures_in_window`` counts towards the threshold and stops there.  ``opened_count`` includes
-    reopening after a failed probe; ``period`` grows by one with every change of state.
+    reopening after a failed probe; ``period`` grows by one with every change of state.  ``forced``:
+    what an operator holds it in, whatever it would do by itself.
     """
 
     state: BreakerState
@@ -85,6 +89,7 @@ class BreakerSnapshot:
     retry_after: float
     opened_count: int
     period: int
+    forced: Literal["closed", "open"] | None = None
 
 
 class Breaker:
@@ -110,13 +115,29 @@ class Breaker:
         self._evidence = _Evidence(policy)
         self._recovery: float = policy.recovery_timeout
         self._retry_at = _AT_ONCE
+        self._due = _AT_ONCE  # when the regular probe of the last open period was to be
         self._probe: Permit | None = None
         self._probe_successes = 0
+        self._forced: Literal["closed", "open"] | None = None
 
     @property
     def state(self) -> BreakerState:
         """The state last entered: ``open`` turns into ``half-open`` when a probe is admitted."""
-        return self._state
+        return self._forced or self._state
+
+    def force(self, state: Literal["closed", "open"] | None) -> None:
+        """Hold it open (maintenance) or closed (a false alarm); ``None`` lets it work again.
+
+        What calls bring meanwhile is ignored, and it starts afresh, closed, when let go.
+        """
+        with self._lock:
+            before = self.state
+            self._forced = state
+            self._enter("closed")
+            self._recovery = self._policy.recovery_timeout
+            self._probe, self._retry_at = None, math.inf if state == "open" else _AT_ONCE
+            after = self.state
+        self._announce(before, after)
 
     @property
     def retry_after(self) -> float:
@@ -129,29 +150,32 @@ class Breaker:
         with self._lock:
             now = self._clock()
             return BreakerSnapshot(
-                state=self._state,
+                state=self.state,
                 failures_in_window=self._evidence.failures_in_window(now),
                 retry_after=self._wait(now),
                 opened_count=self._opened_count,
                 period=self._period,
+                forced=self._forced,
             )
 
-    def acquire(self) -> Permit:
+    def acquire(self, *, early: bool = False) -> Permit:
         """Leave to make a call; raises ``BreakerOpen`` with the seconds until the next probe.
 
         Once open for long enough it admits one probe at a time.  A probe that has not reported
-        within ``recovery_timeout`` is given up and the next one admitted in its place.
+        within ``recovery_timeout`` is given up and the next one admitted in its place.  ``early``
+        asks for a probe ahead of time: if there is none under way it is admitted.
         """
         with self._lock:
-            before = self._state
-            permit = self._admit(self._clock())
-            after = self._state
+            before = self.state
+            permit = self._admit(self._clock(), early=early)
+            after = self.state
         self._announce(before, after)
         return permit
 
-    def succeed(self, permit: Permit) -> None:
-        """The service did what was asked."""
-        self._settle(permit, self._record_success)
+    def succeed(self, permit: Permit, seconds: float = 0.0) -> None:
+        """The service did what was asked, in so many ``seconds``."""
+        slow = self._policy.slow_call is not None and seconds >= self._policy.slow_call
+        self._settle(permit, self._record_failure if slow else self._record_success)
 
     def fail(self, permit: Permit, *, timeout: bool = False) -> None:
         """The service is unwell; ``timeout`` if that is because it did not answer in time."""
@@ -161,11 +185,13 @@ class Breaker:
         """The call says nothing about the service, or was never made."""
         self._settle(permit, self._record_nothing)
 
-    def _admit(self, now: float) -> Permit:
+    def _admit(self, now: float, *, early: bool) -> Permit:
         wait = self._wait(now)
-        if wait > 0:
+        early = early and wait > 0 and self._probe is None and self._forced is None
+        if wait > 0 and not early:
             raise BreakerOpen(self._refusal(wait), retry_after=wait)
         if self._state == "open":
+            self._due = self._retry_at
             self._enter("half-open")
             self._probe_successes = 0
         permit = Permit(self._period)
@@ -177,6 +203,8 @@ class Breaker:
         return max(0.0, self._retry_at - now)
 
     def _refusal(self, wait: float) -> str:
+        if self._forced:
+            return "the breaker is held open by the operator; use another instance"
         why = "is open" if self._state == "open" else "is half-open and its probe is under way"
         return f"the breaker {why}; retry in {wait:.1f} s or use another instance"
 
@@ -188,14 +216,14 @@ class Breaker:
 
     def _settle(self, permit: Permit, record: Callable[[float], None]) -> None:
         with self._lock:
-            if permit.settled or permit.period != self._period:
+            if permit.settled or permit.period != self._period or self._forced:
                 return
             permit.settled = True
-            before = self._state
+            before = self.state
             self._probe = None  # a live permit of a half-open period is the probe
             self._retry_at = _AT_ONCE
             record(self._clock())
-            after = self._state
+            after = self.state
         self._announce(before, after)
 
     def _record_success(self, now: float) -> None:
@@ -212,6 +240,10 @@ class Breaker:
 
     def _record_failure(self, now: float) -> None:
         if self._state == "half-open":
+            if now < self._due:  # a probe ahead of its time does not put off the regular one
+                self._open(now)
+                self._retry_at = self._due
+                return
             longest = max(self._policy.recovery_timeout, self._policy.max_recovery_timeout)
             self._recovery = min(2 * self._recovery, longest)
             self._open(now)

@@ -437,3 +437,87 @@ def test_threads_at_random_leave_counters_and_announcements_consistent() -> None
     # Half-open is entered from open only, and closed from half-open only.
     assert entered["open"] - entered["half-open"] in (0, 1)
     assert entered["closed"] <= entered["half-open"]
+
+
+# --- slow calls, early probes, the operator ------------------------------------------------------
+
+
+def tripped(clock: Clock, **policy: Any) -> Breaker:
+    """A breaker that two failures opened just now."""
+    breaker = Breaker(BreakerPolicy(failure_threshold=2, **policy), clock)
+    for _ in range(2):
+        breaker.fail(breaker.acquire())
+    assert breaker.state == "open"
+    return breaker
+
+
+def test_slow_success_counts_as_a_failure_where_configured() -> None:
+    """A service that answers too late is as good as down."""
+    clock = Clock()
+    breaker = Breaker(BreakerPolicy(failure_threshold=2, slow_call=Duration(1.0)), clock)
+    breaker.succeed(breaker.acquire(), 0.99)
+    for _ in range(2):
+        breaker.succeed(breaker.acquire(), 1.0)
+    assert breaker.state == "open"
+
+
+def test_success_is_a_success_however_slow_by_default() -> None:
+    """Time-outs are for the caller."""
+    breaker = Breaker(BreakerPolicy(failure_threshold=1), Clock())
+    breaker.succeed(breaker.acquire(), 1e6)
+    assert breaker.state == "closed"
+
+
+def test_early_probe_closes_before_the_time_is_up() -> None:
+    """Whoever asks on purpose finds out before a user pays for it."""
+    breaker = tripped(Clock())
+    for _ in range(2):
+        breaker.succeed(breaker.acquire(early=True))
+    assert breaker.state == "closed"
+
+
+def test_failed_early_probe_puts_nothing_off() -> None:
+    """The regular probe comes when it would have come, and the time-out is not doubled."""
+    clock = Clock()
+    breaker = tripped(clock)
+    clock.now += 20
+    breaker.fail(breaker.acquire(early=True))
+    assert breaker.state == "open"
+    assert breaker.retry_after == 40
+    clock.now += 40
+    breaker.fail(breaker.acquire())
+    assert breaker.retry_after == 120
+
+
+def test_one_early_probe_at_a_time() -> None:
+    """A second one is refused while the first is under way."""
+    breaker = tripped(Clock())
+    breaker.acquire(early=True)
+    with pytest.raises(BreakerOpen):
+        breaker.acquire(early=True)
+
+
+@pytest.mark.parametrize("forced", ["open", "closed"])
+def test_forced_breaker_ignores_what_calls_bring(forced: Any) -> None:
+    """The operator knows better; let go, it starts afresh."""
+    clock = Clock()
+    changes: list[str] = []
+    breaker = Breaker(BreakerPolicy(failure_threshold=1), clock, changes.append)
+    permit = breaker.acquire()
+    breaker.force(forced)
+    breaker.fail(permit)
+    clock.now += 1e6
+    if forced == "open":
+        for early in (False, True):
+            with pytest.raises(BreakerOpen, match="held open by the operator"):
+                breaker.acquire(early=early)
+    else:
+        for _ in range(9):
+            breaker.fail(breaker.acquire(), timeout=True)
+    snapshot = breaker.snapshot()
+    assert (snapshot.state, snapshot.forced) == (forced, forced)
+    breaker.force(None)
+    assert breaker.snapshot().forced is None
+    breaker.fail(breaker.acquire())
+    assert breaker.state == "open"
+    assert changes == (["open", "closed", "open"] if forced == "open" else ["open"])
