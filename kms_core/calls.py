@@ -17,21 +17,34 @@ from attrs import Attribute, define, field, frozen
 from kms_core.aead import wipe
 from kms_core.breaker import Permit
 from kms_core.errors import (
+    AccessDenied,
     BreakerOpen,
     ConfigError,
     DeadlineExceeded,
     InvalidRequest,
+    KeyDisabled,
+    KeyNotFound,
     KMSError,
     PolicyDenied,
     Throttled,
+    Unavailable,
     UnsupportedOperation,
 )
+from kms_core.limits import Budget, TokenBucket
 from kms_core.relay import Relay
 from kms_core.types import Attempt, Duration
 
 T = TypeVar("T")
 Clock = Callable[[], float]
 
+MAX_EXTRA_CALLS: Final = 10.0  # retries or hedges in a burst, beyond their share of the calls
+LAST_RESORTS_PER_SECOND: Final = 1.0
+MAX_THROTTLE: Final = 60.0  # seconds; nobody is kept from asking for longer
+MAX_REFUSALS: Final = 1000  # remembered per instance
+_SMOOTHING: Final = 0.2
+_THROTTLED: Final = ("", "")
+#: What is not asked again for a while; the nearest of these stands for the error itself.
+_REFUSALS: Final = (AccessDenied, KeyNotFound, KeyDisabled)
 POLL: Final = 0.05  # how soon a call that is still loading its SDK is looked at again
 #: Outcomes that say nothing about the service: it was not asked, or it asked for patience.
 _NO_EVIDENCE: Final = (
@@ -54,6 +67,16 @@ def _at_least_one(_: object, attribute: Attribute[int], value: int) -> None:
         raise ValueError(f"{attribute.name} must be at least 1, not {value}")
 
 
+def _not_negative(_: object, attribute: Attribute[Any], value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{attribute.name} must be a time in seconds or 0, not {value}")
+
+
+def _fraction(_: object, attribute: Attribute[float], value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{attribute.name} must be between 0 and 1, not {value}")
+
+
 @frozen
 class CallPolicy:
     """Times and numbers for calls to services; durations in seconds.
@@ -61,6 +84,10 @@ class CallPolicy:
     ``deadline`` bounds one public call across retries and fallback; ``attempt_timeout`` one call
     to one service; ``attempts`` how often one instance is tried for one write; ``hedge_after`` when
     an unanswered open also asks the next recipient; ``health_timeout`` a whole health report.
+    ``max_concurrency`` bounds the calls under way on one instance, hanging ones included.
+    ``retry_budget`` and ``hedge_budget`` bound retries and hedges to a share of all calls, so that
+    an outage is not amplified; ``cooldown`` is how long an instance that refused for want of
+    permission or because of its key's state is not asked the same again.
     """
 
     deadline: Duration = field(default=Duration(10.0), validator=_positive)
@@ -69,6 +96,9 @@ class CallPolicy:
     hedge_after: Duration = field(default=Duration(1.0), validator=_positive)
     max_concurrency: int = field(default=32, validator=_at_least_one)
     health_timeout: Duration = field(default=Duration(2.0), validator=_positive)
+    retry_budget: float = field(default=0.1, validator=_fraction)
+    hedge_budget: float = field(default=0.05, validator=_fraction)
+    cooldown: Duration = field(default=Duration(1.0), validator=_not_negative)
 
 
 class Deadline:
@@ -91,6 +121,7 @@ class Call(Generic[T]):
     relay: Relay
     operation: str
     submitted: float
+    key: str = ""
     future: Future[T] = field(init=False)
     permit: Permit | None = None
     #: When the service was asked: ``None`` while waiting for a worker or for the SDK to load.
@@ -103,15 +134,82 @@ class Call(Generic[T]):
         return Attempt(self.relay.name, error, now - (self.began or self.submitted))
 
 
+class Standing:
+    """What calls have shown of one instance, besides what its breaker knows."""
+
+    def __init__(self, policy: CallPolicy, clock: Clock) -> None:
+        self.retries = Budget(policy.retry_budget, MAX_EXTRA_CALLS)
+        #: Smoothed seconds of a good unwrap; 0 before the first.
+        self.latency = 0.0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._refusals: dict[tuple[str, str], tuple[KMSError, float]] = {}
+        self._stuck = 0
+
+    @property
+    def stuck(self) -> int:
+        """Calls that nobody waits for any more and that still hold a worker."""
+        return self._stuck
+
+    def took(self, seconds: float) -> None:
+        """A good unwrap took so long."""
+        self.latency += (seconds - self.latency) * (_SMOOTHING if self.latency else 1.0)
+
+    def hangs(self, future: Future[Any]) -> None:
+        """Whoever waited for ``future`` has gone; it counts as stuck until it is done."""
+        with self._lock:
+            self._stuck += 1
+        future.add_done_callback(self._came_back)
+
+    def refused(self, what: tuple[str, str], error: KMSError, seconds: float) -> None:
+        """Do not ask the same again for so long."""
+        with self._lock:
+            while len(self._refusals) >= MAX_REFUSALS:
+                self._refusals.pop(next(iter(self._refusals)))
+            self._refusals[what] = (error, self._clock() + seconds)
+
+    def accepted(self, what: tuple[str, str]) -> None:
+        """It works again."""
+        if self._refusals:
+            with self._lock:
+                self._refusals.pop(what, None)
+
+    def refusal(self, what: tuple[str, str]) -> KMSError | None:
+        """The error to raise instead of asking, if there is reason to."""
+        error, until = self._refusals.get(what, (None, 0.0))
+        left = until - self._clock()
+        if error is None or left <= 0:
+            return None
+        message = f"{error.args[0]} (not asked again for {left:.1f} s)"
+        if isinstance(error, Throttled):
+            return Throttled(message, retry_after=left)
+        return next(kind for kind in _REFUSALS if isinstance(error, kind))(message)
+
+    def _came_back(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._stuck -= 1
+
+
 class Caller:
     """Runs calls on instances: breaker, worker, retry and time-out of each."""
 
     def __init__(self, policy: CallPolicy, clock: Clock, sleep: Callable[[float], None]) -> None:
         self.policy = policy
         self.clock = clock
+        self.hedges = Budget(policy.hedge_budget, MAX_EXTRA_CALLS)
+        #: What one may try although every breaker is open.
+        self.last_resort = TokenBucket(LAST_RESORTS_PER_SECOND, 1, clock)
         self._sleep = sleep
         self._lock = threading.Lock()
         self._dropped: list[Call[Any]] = []
+        self._standing: dict[str, Standing] = {}
+
+    def standing(self, relay: Relay) -> Standing:
+        """What is known of this instance."""
+        known = self._standing.get(relay.name)
+        if known is None:
+            known = self._standing.setdefault(relay.name, Standing(self.policy, self.clock))
+        return known
 
     def start(
         self,
@@ -120,11 +218,21 @@ class Caller:
         work: Callable[[Relay], T],
         deadline: Deadline,
         attempts: int = 1,
+        *,
+        key: str = "",
+        early: bool = False,
+        insist: bool = True,
     ) -> Call[T]:
-        """Put a call on its way; raises ``BreakerOpen`` at once if the breaker refuses."""
+        """Put a call on its way; raises at once if it should not be made.
+
+        That is when the breaker refuses (``early`` asks it for a probe ahead of time), when the
+        instance has just refused the same operation on this ``key``, is throttled (unless one is to
+        ``insist``, there being nobody else), or has all its workers hanging.
+        """
         self._count_overdue()
-        call: Call[T] = Call(relay, operation, self.clock())
-        call.permit = self._acquire(call)
+        call: Call[T] = Call(relay, operation, self.clock(), key=key)
+        self._check_standing(call, insist=insist)
+        call.permit = self._acquire(call, early=early)
 
         def run() -> T:
             if attempts == 1:
@@ -155,7 +263,8 @@ class Caller:
         began, permit = call.began, call.permit
         waited = self.clock() - (call.submitted if began is None else began)
         call.abandoned = True
-        call.future.cancel()
+        if not call.future.cancel():
+            self.standing(call.relay).hangs(call.future)
         call.future.add_done_callback(_discard)
         if permit is not None:
             if counts and began is not None:
@@ -177,6 +286,7 @@ class Caller:
             if call.permit is not None:
                 call.relay.breaker.release(call.permit)
         else:
+            self.standing(call.relay).hangs(call.future)
             with self._lock:
                 self._dropped.append(call)
 
@@ -193,9 +303,31 @@ class Caller:
             if call.permit is not None:
                 call.relay.breaker.fail(call.permit, timeout=True)
 
-    def _acquire(self, call: Call[T]) -> Permit:
+    def _check_standing(self, call: Call[T], *, insist: bool) -> None:
+        relay, standing = call.relay, self.standing(call.relay)
+        refusal = standing.refusal((call.operation, call.key))
+        if refusal is None and not insist:
+            refusal = standing.refusal(_THROTTLED)
+        if refusal is None and standing.stuck >= self.policy.max_concurrency:
+            refusal = Unavailable(
+                f"all {standing.stuck} calls that may be under way have not come back; "
+                "the process has to be restarted if they never do"
+            )
+        if refusal is not None:
+            raise relay.annotated(refusal, call.operation)
+
+    def _learn(self, call: Call[Any], error: KMSError) -> None:
+        """What ``error`` means for the next calls of the same kind."""
+        standing = self.standing(call.relay)
+        if isinstance(error, Throttled):
+            asked = self.policy.cooldown if error.retry_after is None else error.retry_after
+            standing.refused(_THROTTLED, error, min(asked, MAX_THROTTLE))
+        elif isinstance(error, _REFUSALS) and self.policy.cooldown:
+            standing.refused((call.operation, call.key), error, self.policy.cooldown)
+
+    def _acquire(self, call: Call[T], *, early: bool = False) -> Permit:
         try:
-            return call.relay.breaker.acquire()
+            return call.relay.breaker.acquire(early=early)
         except BreakerOpen as exc:
             call.relay.annotated(exc, call.operation)
             raise
@@ -211,6 +343,7 @@ class Caller:
             call.began = self.clock()
             result = work(call.relay)
         except KMSError as exc:
+            self._learn(call, exc)
             if exc.counts:
                 breaker.fail(permit, timeout=isinstance(exc, DeadlineExceeded))
             elif isinstance(exc, _NO_EVIDENCE):
@@ -224,7 +357,12 @@ class Caller:
         if result is None:  # "not mine": no service was asked
             breaker.release(permit)
         else:
-            breaker.succeed(permit)
+            seconds = self.clock() - call.began
+            breaker.succeed(permit, seconds)
+            standing = self.standing(call.relay)
+            standing.accepted((call.operation, call.key))
+            if call.operation == "decrypt":
+                standing.took(seconds)
         return result
 
     def _retrying(
@@ -232,6 +370,8 @@ class Caller:
     ) -> T:
         import tenacity
 
+        budget = self.standing(call.relay).retries
+        budget.earn()
         jitter = tenacity.wait_random_exponential(multiplier=0.1, max=2.0)
 
         def again() -> T:
@@ -247,7 +387,8 @@ class Caller:
 
         def stop(state: tenacity.RetryCallState) -> bool:
             late = pause(state) >= deadline.remaining()
-            return call.abandoned or late or state.attempt_number >= attempts
+            over = call.abandoned or late or state.attempt_number >= attempts
+            return over or not budget.spend()
 
         return tenacity.Retrying(
             sleep=self._sleep,

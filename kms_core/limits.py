@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -32,6 +33,11 @@ class TokenBucket:
             self._tokens -= 1
             return True
 
+    def put_back(self) -> None:
+        """Undo a ``take`` that was not to be counted."""
+        with self._lock:
+            self._tokens = min(self._burst, self._tokens + 1)
+
     def wait(self) -> float:
         """Seconds until there is a token."""
         with self._lock:
@@ -42,6 +48,28 @@ class TokenBucket:
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
+
+
+class Limiter(Generic[K]):
+    """A token bucket for each of at most ``most`` keys; those unused for longest are forgotten."""
+
+    def __init__(self, rate: float, burst: float, clock: Clock, most: int = 10_000) -> None:
+        self._new = partial(TokenBucket, rate, burst, clock)
+        self._most = most
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[K, TokenBucket] = OrderedDict()
+
+    def bucket(self, key: K) -> TokenBucket:
+        """The bucket of ``key``; full if there was none."""
+        with self._lock:
+            bucket = self._buckets.get(key)
+            if bucket is None:
+                bucket = self._buckets[key] = self._new()
+                if len(self._buckets) > self._most:
+                    self._buckets.popitem(last=False)
+            else:
+                self._buckets.move_to_end(key)
+            return bucket
 
 
 class Budget:

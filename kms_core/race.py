@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Final, TypeVar
@@ -44,6 +45,8 @@ class Race:
         self._waiting: list[tuple[Relay, Bound]] = []
         self._running: dict[Future[_Answer | None], Call[_Answer | None]] = {}
         self._failures: list[Attempt] = []
+        self._put_off: list[tuple[Relay, Bound]] = []  # throttled, and others were there
+        self._refused: list[tuple[Relay, Bound]] = []  # by their breakers
         self._used: set[str] = set()  # key URIs of the answers that were accepted
         self._bad = 0
         self._hedge_at = 0.0
@@ -56,11 +59,12 @@ class Race:
     ) -> R | None:
         """What ``accept`` made of enough answers, or ``None``; then ``verdict`` says why."""
         self._waiting = candidates
+        self._caller.hedges.earn()
         self._fill()
-        while self._running:
+        while self._running or self._start_throttled() or self._start_last_resort():
             over = self._wait()
             if not over and self._hedges:
-                self._start_next()  # nobody has answered for a while
+                self._hedge()
             for call in over:
                 del self._running[call.future]
                 won = self._judge(call, accept)
@@ -68,6 +72,11 @@ class Race:
                     return won
                 self._fill()
         return None
+
+    def _hedge(self) -> None:
+        """Nobody has answered for a while: ask one more, if that can be afforded."""
+        if not (self._caller.hedges.spend() and self._start_next()):
+            self._hedge_at = math.inf
 
     def _judge(
         self,
@@ -115,19 +124,53 @@ class Race:
             if not self._deadline.remaining():
                 return False
             relay, bound = self._waiting.pop(0)
-            attempts = 1 if self._waiting or self._running else self._caller.policy.attempts
-            try:
-                call = self._caller.start(
-                    relay, "decrypt", _unwrapping(bound), self._deadline, attempts
-                )
-            except ServiceError as exc:
-                self._failures.append(Attempt(relay.name, exc, 0.0))
-                self._skip(relay, exc)
-                continue
-            self._running[call.future] = call
-            self._hedge_at = self._caller.clock() + self._caller.policy.hedge_after
-            return True
+            if self._start(relay, bound, alone=not (self._waiting or self._running)):
+                return True
         return False
+
+    def _start(self, relay: Relay, bound: Bound, *, alone: bool, early: bool = False) -> bool:
+        """Start a candidate; ``alone``: there is nobody else to turn to."""
+        try:
+            call = self._caller.start(
+                relay,
+                "decrypt",
+                _unwrapping(bound),
+                self._deadline,
+                self._caller.policy.attempts if alone and not early else 1,
+                key=bound[0].key_uri,
+                early=early,
+                insist=alone,
+            )
+        except ServiceError as exc:
+            if isinstance(exc, Throttled) and not alone:
+                self._put_off.append((relay, bound))
+                return False
+            if isinstance(exc, BreakerOpen) and not early:
+                self._refused.append((relay, bound))
+            self._failures.append(Attempt(relay.name, exc, 0.0))
+            self._skip(relay, exc)
+            return False
+        self._running[call.future] = call
+        self._hedge_at = self._caller.clock() + self._caller.policy.hedge_after
+        return True
+
+    def _start_throttled(self) -> bool:
+        """Nobody else is left: ask one that wanted to be left alone, and wait if it must be."""
+        while self._put_off and self._deadline.remaining():
+            relay, bound = self._put_off.pop(0)
+            if self._start(relay, bound, alone=True):
+                return True
+        return False
+
+    def _start_last_resort(self) -> bool:
+        """Where breakers alone stand in the way, try one in spite of it, now and then."""
+        if not self._refused or any(
+            not isinstance(attempt.error, BreakerOpen) for attempt in self._failures
+        ):
+            return False
+        relay, bound = self._refused.pop(0)
+        self._refused.clear()
+        return self._caller.last_resort.take() and self._start(relay, bound, alone=True, early=True)
 
     def _wait(self) -> list[Call[_Answer | None]]:
         """Until an answer, a time-out, or the moment to hedge; the calls that are over."""

@@ -17,6 +17,7 @@ from kms_core.calls import POLL, Call, Caller, CallPolicy, Clock, Deadline, resu
 from kms_core.context import Context
 from kms_core.errors import (
     AllInstancesFailed,
+    BreakerOpen,
     DeadlineExceeded,
     KMSError,
     PolicyDenied,
@@ -112,7 +113,14 @@ class Router:
             deadline,
             failures,
         )
-        while pending:
+        refused = [
+            name for name, attempt in failures.items() if isinstance(attempt.error, BreakerOpen)
+        ]
+        while pending or (refused and quorum and not self._enough(wraps, names, quorum)):
+            if not pending:
+                pending = self._start_last_resorts(refused, parts, deadline, failures)
+                refused = []
+                continue
             for call in self._settle(pending, deadline, enough_at, quorum):
                 pending.remove(call)
                 self._collect(call, wraps, failures, deadline)
@@ -120,6 +128,27 @@ class Router:
                 enough_at = self._clock()
         self._fall_back_to_public_keys(parts, wraps, failures)
         return wraps, failures
+
+    def _start_last_resorts(
+        self,
+        names: Sequence[str],
+        parts: Mapping[str, Part],
+        deadline: Deadline,
+        failures: dict[str, Attempt],
+    ) -> list[Call[Ciphertext]]:
+        """Nobody else is left: now and then ask in spite of open breakers."""
+        if not self._caller.last_resort.take():
+            return []
+        for name in names:
+            del failures[name]
+        return self._start_all(
+            "encrypt",
+            names,
+            lambda relay: relay.wrap(*parts[relay.name]),
+            deadline,
+            failures,
+            early=True,
+        )
 
     def _fall_back_to_public_keys(
         self,
@@ -146,14 +175,16 @@ class Router:
         work: Callable[[Relay], T],
         deadline: Deadline,
         failures: dict[str, Attempt],
+        *,
+        early: bool = False,
     ) -> list[Call[T]]:
         calls = []
+        attempts = 1 if early else self.policy.attempts
         for name in names:
+            relay = self.relays[name]
             try:
                 calls.append(
-                    self._caller.start(
-                        self.relays[name], operation, work, deadline, self.policy.attempts
-                    )
+                    self._caller.start(relay, operation, work, deadline, attempts, early=early)
                 )
             except ServiceError as exc:
                 failures[name] = Attempt(name, exc, 0.0)
@@ -292,8 +323,17 @@ class Router:
         ]
 
     def _by_health(self) -> list[Relay]:
+        """As configured; those that would make an open hedge come later, those that are down last.
+
+        Among the slow ones the faster comes first.
+        """
         rank = {"closed": 0, "half-open": 1, "open": 2}
-        return sorted(self.relays.values(), key=lambda relay: rank[relay.breaker.state])
+
+        def order(relay: Relay) -> tuple[int, float]:
+            latency = self._caller.standing(relay).latency
+            return rank[relay.breaker.state], latency if latency > self.policy.hedge_after else 0.0
+
+        return sorted(self.relays.values(), key=order)
 
     def holders(
         self, key_uris: Sequence[str], names: Sequence[str], deadline: Deadline

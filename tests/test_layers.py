@@ -19,7 +19,7 @@ CORE = Path(kms_core.__file__).parent
 PLUGINS = Path(__file__).parents[1] / "plugins"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "context", "types", "uri", "breaker"),
+    ("errors", "context", "types", "uri", "breaker", "limits"),
     ("hookspecs", "aead", "files", "header", "memory", "shamir", "workers"),
     ("asymmetric", "plugins", "stream", "cache", "capsules", "inspection", "offline"),
     ("relay", "envelope", "parallel"),
@@ -42,6 +42,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "types": {"context", "errors"},
     "uri": {"errors"},
     "breaker": {"errors", "types"},
+    "limits": set(),
     "race": below(4) | {"calls"},
     "routing": below(4) | {"calls", "race"},
     "config": below(2),

@@ -1012,6 +1012,11 @@ def test_a_loser_that_was_never_started_counts_for_nothing() -> None:
 # --- breakers ------------------------------------------------------------------------------------
 
 
+def spend_last_resort(router: Router) -> None:
+    """Use up what may be tried in spite of open breakers."""
+    assert router._caller.last_resort.take()
+
+
 def open_breaker(relay: Relay) -> None:
     """Let one failure open it."""
     relay.breaker.fail(relay.breaker.acquire())
@@ -1025,6 +1030,7 @@ def test_an_open_breaker_costs_no_thread_hop() -> None:
         relay = router.relays["a"]
         open_breaker(relay)
         assert wrap(router) == ["b"]
+        spend_last_resort(router)
         with pytest.raises(AllInstancesFailed) as caught:
             unwrap(router, [Ciphertext(b"x", f"{relay.key_uri}/1")], only="a")
         stats = relay.workers.stats
@@ -1268,6 +1274,7 @@ def test_errors_of_the_router_carry_the_correlation_id() -> None:
         ):
             made["slow"].always("encrypt", hang.fault)
             open_breaker(r.relays["refused"])
+            spend_last_resort(r)
             with pytest.raises(AllInstancesFailed) as caught:
                 wrap(r)
             with pytest.raises(NoMatchingRecipient) as foreign:
@@ -1335,3 +1342,102 @@ def test_a_corrupted_wrap_is_not_noticed_by_the_router() -> None:
     made["a"].always("encrypt", corrupting())
     with router_for(made) as router:
         assert wrap(router) == ["a"]
+
+
+# --- when nobody is left, and what is not asked at all --------------------------------------------
+
+
+def test_last_resort_unwraps_although_every_breaker_is_open() -> None:
+    """Once: the next call within the second is refused."""
+    made, clock = services("a"), Clock()
+    with router_for(made, breaker=OPENS_AT_ONCE, clock=clock, options={"clock": clock}) as router:
+        (wrapped,) = wraps_of(router)
+        open_breaker(router.relays["a"])
+        assert unwrap(router, [wrapped])
+        router.relays["a"].breaker.force("closed")
+        router.relays["a"].breaker.force(None)
+        open_breaker(router.relays["a"])
+        with pytest.raises(AllInstancesFailed) as caught:
+            unwrap(router, [wrapped])
+        assert failed(caught.value) == [("a", BreakerOpen)]
+        clock.advance(1)
+        assert unwrap(router, [wrapped])
+    assert made["a"].count("decrypt") == 2
+
+
+def test_last_resort_wraps_where_the_quorum_would_fail() -> None:
+    """Better a late probe than a refusal to write."""
+    made = services("a", "b")
+    with router_for(made, breaker=OPENS_AT_ONCE) as router:
+        for relay in router.relays.values():
+            open_breaker(relay)
+        assert sorted(wrap(router)) == ["a", "b"]
+        assert {relay.breaker.state for relay in router.relays.values()} == {"half-open"}
+
+
+def test_last_resort_is_not_for_those_who_fell_behind_others() -> None:
+    """While somebody answers, an open breaker stays open."""
+    made = services("a", "b")
+    with router_for(made, breaker=OPENS_AT_ONCE) as router:
+        open_breaker(router.relays["a"])
+        assert wrap(router) == ["b"]
+    assert made["a"].count("encrypt") == 0
+
+
+@pytest.mark.parametrize("error", [AccessDenied, KeyNotFound, KeyDisabled])
+def test_refusal_is_not_asked_for_again_at_once(error: type[KMSError]) -> None:
+    """Permission and key state are not a matter of trying; after the cool-down it is asked anew."""
+    made, clock = services("a", "b"), Clock()
+    made["a"].queue("encrypt", raising(error, "no"))
+    with router_for(made, clock=clock, options={"clock": clock}) as router:
+        assert wrap(router) == ["b"]
+        result = router.wrap(parts(*made), ANY)
+        (attempt,) = result.failures
+        assert type(attempt.error) is error
+        assert "not asked again for 1.0 s" in str(attempt.error)
+        assert made["a"].count("encrypt") == 1
+        clock.advance(1)
+        assert sorted(wrap(router)) == ["a", "b"]
+        assert router.relays["a"].breaker.state == "closed"
+
+
+def test_throttled_instance_is_left_alone_while_others_can_answer() -> None:
+    """For as long as it asked; where there is no other, the call is made all the same."""
+    made, clock = services("a", "b"), Clock()
+    options = {"clock": clock, "sleep": clock.sleep}
+    with router_for(made, clock=clock, options=options) as router:
+        wraps = wraps_of(router)
+        made["a"].queue("decrypt", raising(Throttled, "busy", retry_after=5.0))
+        assert unwrap(router, wraps)
+        asked = made["a"].count("decrypt")
+        assert unwrap(router, wraps)
+        assert made["a"].count("decrypt") == asked
+        assert unwrap(router, wraps[:1])
+        assert made["a"].count("decrypt") == asked + 1
+        clock.advance(5)
+        assert unwrap(router, wraps)
+        assert made["a"].count("decrypt") == asked + 2
+
+
+def test_retries_are_bounded_by_a_budget() -> None:
+    """An outage is not answered with twice the calls: a burst of ten, then one in ten."""
+    made, clock = services("a"), Clock()
+    made["a"].always("encrypt", DOWN)
+    never_opens = BreakerPolicy(failure_threshold=10_000)
+    options = {"clock": clock, "sleep": clock.sleep}
+    with router_for(made, policy=retrying(2), options=options, breaker=never_opens) as router:
+        for _ in range(200):
+            with pytest.raises(AllInstancesFailed):
+                wrap(router)
+    assert 200 + 10 + 19 <= made["a"].count("encrypt") <= 200 + 10 + 21
+
+
+def test_slow_instance_is_asked_after_a_faster_one() -> None:
+    """One whose usual answer would make every open hedge is not asked first."""
+    made, clock = services("a", "b"), Clock()
+    policy = evolve(PATIENT, hedge_after=Duration(1.0))
+    with router_for(made, clock=clock, policy=policy, options={"clock": clock}) as router:
+        wraps = wraps_of(router)
+        router._caller.standing(router.relays["a"]).took(1.5)
+        unwrap(router, wraps)
+    assert (made["a"].count("decrypt"), made["b"].count("decrypt")) == (0, 1)
