@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections import Counter
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal, Self, TypeVar, overload
@@ -17,12 +18,12 @@ import attrs
 from kms_core import config, envelope, header, health, inspection, parallel
 from kms_core import rewrap as rewrapping
 from kms_core.aead import DEK_BYTES, Keys, wipe
-from kms_core.breaker import Breaker, BreakerSnapshot
+from kms_core.assembly import Assembly
+from kms_core.breaker import BreakerSnapshot
 from kms_core.calls import Deadline
 from kms_core.capsules import CapsuleStore, FileCapsules, SqliteCapsules
 from kms_core.context import RESERVED_PREFIX, Context
 from kms_core.errors import (
-    ConfigError,
     IntegrityError,
     InvalidCiphertext,
     InvalidRequest,
@@ -32,11 +33,9 @@ from kms_core.errors import (
     PolicyDenied,
 )
 from kms_core.files import NewFile
-from kms_core.observe import Observers
 from kms_core.plugins import Found, Plugins
-from kms_core.relay import Emit, Relay, domain_of
-from kms_core.routing import Quorum, Router
-from kms_core.settings import InstanceConfig, Settings
+from kms_core.relay import Relay
+from kms_core.settings import Settings
 from kms_core.stream import StreamWriter, write_all
 from kms_core.types import (
     MAC_ALGORITHMS,
@@ -44,19 +43,15 @@ from kms_core.types import (
     POST_QUANTUM_WRAPS,
     PUBLIC_KEY_WRAPS,
     SIGNATURE_ALGORITHMS,
-    BreakerState,
     Ciphertext,
     DataKey,
     Event,
     HealthReport,
-    InstanceInfo,
     PluginInfo,
-    Provider,
     PublicKey,
     Signature,
 )
 from kms_core.uri import provider_type
-from kms_core.workers import Workers
 
 T = TypeVar("T")
 Data = bytes | bytearray | memoryview
@@ -94,16 +89,25 @@ class Kms:
         self._plugins = Plugins(plugins)
         self._clock = clock
         self._closed = False
-        self._emit: Emit
-        relays = self._build_relays(() if observe is None else (observe,))
-        self._router = Router(relays, settings.calls, clock=clock, sleep=sleep)
-        policy = settings.envelope
-        self._quorum = Quorum(
-            settings.min_recipients, policy.straggler_wait, policy.allow_weaker, settings.required
+        watchers = () if observe is None else (observe,)
+        self._assemble = partial(
+            Assembly, settings, self._plugins, watchers, clock=clock, sleep=sleep
         )
+        self._parents: list[Assembly] = []
+        self._start()
+        policy = settings.envelope
         self._capsules = _configured_store(policy.capsules) if capsules is None else capsules
         self._generations: dict[bytes, int] = {}  # of stored capsules, as last seen
-        self._check_recipients()
+        if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+            # Cannot be undone: what stays behind for good is one dead weak reference.
+            os.register_at_fork(after_in_child=partial(_start_in_child, weakref.ref(self)))
+
+    def _start(self) -> None:
+        """Build everything that holds locks, threads or connections."""
+        self._assembly = self._assemble()
+        self._router = self._assembly.router
+        self._quorum = self._assembly.quorum
+        self._emit = self._assembly.emit
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
@@ -131,8 +135,7 @@ class Kms:
         """Let go of every client and thread.  Idempotent; no call works afterwards."""
         if not self._closed:
             self._closed = True
-            for relay in self._router.relays.values():
-                relay.close()
+            self._assembly.close()
             if self._capsules is not None:
                 self._capsules.close()
 
@@ -515,104 +518,6 @@ class Kms:
         """Each instance's circuit breaker as it stands now."""
         return {name: relay.breaker.snapshot() for name, relay in self._router.relays.items()}
 
-    # --- building --------------------------------------------------------------------------------
-
-    def _build_relays(self, watchers: Sequence[Callable[[Event], None]]) -> dict[str, Relay]:
-        settings = self._settings
-        providers = {
-            name: self._build_provider(name, instance)
-            for name, instance in settings.instances.items()
-        }
-        for name in settings.plugins:
-            self._plugins.require(name, f"{settings.raw.source}: plugins")
-        modules = self._plugins.modules(first=settings.plugins)
-        self._emit = Observers(modules, *watchers).emit
-        relays = {}
-        for name, (provider, key) in providers.items():
-            instance = settings.instances[name]
-            relays[name] = Relay(
-                InstanceInfo(name, instance.provider, provider.protection),
-                provider,
-                key,
-                modules,
-                breaker=Breaker(
-                    instance.breaker or settings.breaker,
-                    self._clock,
-                    on_change=self._breaker_reporter(name),
-                ),
-                workers=Workers(name, settings.calls.max_concurrency),
-                emit=self._emit,
-                clock=self._clock,
-                domain=instance.domain,
-                offline_wrap=instance.offline_wrap,
-            )
-            if instance.offline_wrap != "never" and not relays[name].supports("public_key"):
-                raise ConfigError(
-                    f"{settings.raw.source}: [instances.{name}] offline_wrap: provider "
-                    f"{instance.provider} tells no public key: remove it"
-                )
-        return relays
-
-    def _build_provider(self, name: str, instance: InstanceConfig) -> tuple[Provider, str]:
-        raw = self._settings.raw
-        where = f"{raw.source}: [instances.{name}]"
-        cls = self._plugins.require_provider(instance.provider, where)
-        options = dict(instance.options)
-        if "attempt_timeout" in attrs.fields_dict(cls.settings):
-            options.setdefault("attempt_timeout", self._settings.calls.attempt_timeout)
-        provider_settings = config.structure(cls.settings, options, where, raw)
-        try:
-            provider = cls(provider_settings)
-            domain_of(provider, provider.key_uri)
-        except ConfigError:
-            raise
-        except Exception as exc:
-            said = f": {exc}" if isinstance(exc, ValueError | KMSError) else ""
-            raise ConfigError(
-                f"{where}: the provider cannot be built: {type(exc).__name__}{said}"
-            ) from exc
-        return provider, str(provider_settings.key)
-
-    def _breaker_reporter(self, name: str) -> Callable[[BreakerState], None]:
-        return lambda state: self._emit(Event("breaker", state, instance=name))
-
-    def _check_recipients(self) -> None:
-        """Refuse at start what could never be sealed."""
-        source, relays = self._settings.raw.source, self._router.relays
-        uris = {name: relays[name].key_uri for name in self._settings.recipients}
-        if not self._router.would_do(uris, self._settings.recipients, self._quorum):
-            raise ConfigError(
-                f"{source}: [envelope] min_recipients = {self._quorum.domains}: the recipients are "
-                "in too few distinct domains (two regions of one account are one, local counts "
-                "only alone); lower it, or set domain on the instances that are independent"
-            )
-        self._check_domains(uris)
-        self._check_require_pq()
-        worst = sum(map(envelope.worst_case, uris.values())) + header.MAX_SCOPE_BYTES
-        if worst > header.MAX_CAPSULE_BYTES:
-            raise ConfigError(f"{source}: [envelope] recipients: so many do not fit into a capsule")
-
-    def _check_domains(self, uris: Mapping[str, str]) -> None:
-        """No single domain may hold enough shares to open alone."""
-        threshold = self._settings.threshold
-        held = Counter(self._router.relays[name].domain(uri) for name, uri in uris.items())
-        for domain, count in held.items():
-            if count >= threshold > 1:
-                raise ConfigError(
-                    f"{self._settings.raw.source}: [envelope] policy: domain {domain} holds "
-                    f"{count} shares and could open alone; at most {threshold - 1} may be there"
-                )
-
-    def _check_require_pq(self) -> None:
-        if not self._settings.envelope.require_pq:
-            return
-        for name in self._settings.recipients:
-            if self._router.relays[name].provider.wrap_algs.isdisjoint(POST_QUANTUM_WRAPS):
-                raise ConfigError(
-                    f"{self._settings.raw.source}: [envelope] require_pq: {name} has no wrap that "
-                    "withstands a quantum computer, and the weakest recipient decides: remove it"
-                )
-
     def _new_key(self, supplied: Context, stored: Context | None) -> _NewKey:
         """A fresh DEK in the hands of the recipients; raises if too few of them can be reached."""
         recipients, threshold = self._settings.recipients, self._settings.threshold
@@ -750,6 +655,17 @@ class Kms:
                     unverified=outcome.unverified,
                 )
             )
+
+
+def _start_in_child(reference: weakref.ref[Kms]) -> None:
+    """A forked child builds everything anew: locks may be held and connections are the parent's.
+
+    What it inherited is kept and never touched, lest its end disturbs the parent's connections.
+    """
+    kms = reference()
+    if kms is not None and not kms._closed:  # noqa: SLF001
+        kms._parents.append(kms._assembly)  # noqa: SLF001
+        kms._start()  # noqa: SLF001
 
 
 @attrs.define

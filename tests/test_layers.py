@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("relay", "envelope", "parallel"),
     ("calls", "race", "routing"),
     ("config", "observe", "rewrap", "health"),
-    ("settings", "lifecycle", "client", "async_client"),
+    ("settings", "assembly", "monitor", "repair", "client", "async_client"),
     ("cli", "server", "integrations", "__main__"),
 )
 LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
@@ -47,9 +47,9 @@ EXCEPTIONS: dict[str, set[str]] = {
     "routing": below(4) | {"calls", "race"},
     "config": below(2),
     "observe": below(2),
-    "lifecycle": below(6) | {"settings"},
-    "client": below(6) | {"settings", "lifecycle"},
-    "async_client": below(6) | {"settings", "lifecycle", "client"},
+    "assembly": below(6) | {"settings"},
+    "client": below(6) | {"settings", "assembly", "monitor", "repair"},
+    "async_client": below(6) | {"settings", "client"},
     # it shows plugins, envelopes and events, and lets plugins bring commands
     "cli": {
         *("client", "config", "errors", "hookspecs", "inspection", "plugins", "settings", "types"),
