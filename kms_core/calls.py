@@ -12,10 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final, Generic, TypeVar
 
-from attrs import Attribute, define, field, frozen
+from attrs import Attribute, define, field, frozen, validators
 
 from kms_core.aead import wipe
 from kms_core.breaker import Permit
+from kms_core.context import RESERVED_PREFIX, Context
 from kms_core.errors import (
     AccessDenied,
     BreakerOpen,
@@ -30,7 +31,7 @@ from kms_core.errors import (
     Unavailable,
     UnsupportedOperation,
 )
-from kms_core.limits import Budget, TokenBucket
+from kms_core.limits import Budget, Limiter, TokenBucket
 from kms_core.relay import Relay
 from kms_core.types import Attempt, Duration
 
@@ -39,6 +40,7 @@ Clock = Callable[[], float]
 
 MAX_EXTRA_CALLS: Final = 10.0  # retries or hedges in a burst, beyond their share of the calls
 LAST_RESORTS_PER_SECOND: Final = 1.0
+BURST_SECONDS: Final = 5.0
 MAX_THROTTLE: Final = 60.0  # seconds; nobody is kept from asking for longer
 MAX_REFUSALS: Final = 1000  # remembered per instance
 _SMOOTHING: Final = 0.2
@@ -87,7 +89,10 @@ class CallPolicy:
     ``max_concurrency`` bounds the calls under way on one instance, hanging ones included.
     ``retry_budget`` and ``hedge_budget`` bound retries and hedges to a share of all calls, so that
     an outage is not amplified; ``cooldown`` is how long an instance that refused for want of
-    permission or because of its key's state is not asked the same again.
+    permission or because of its key's state is not asked the same again.  ``bad_unwraps``: how many
+    refused or wrong unwraps a second one instance does for one partition, beyond a burst of five
+    seconds' worth; ``unwraps`` bounds all of them likewise (``None``: no bound).  A partition is
+    what the entries of ``envelope.key_context`` say.
     """
 
     deadline: Duration = field(default=Duration(10.0), validator=_positive)
@@ -99,6 +104,8 @@ class CallPolicy:
     retry_budget: float = field(default=0.1, validator=_fraction)
     hedge_budget: float = field(default=0.05, validator=_fraction)
     cooldown: Duration = field(default=Duration(1.0), validator=_not_negative)
+    bad_unwraps: float = field(default=10.0, validator=_positive)
+    unwraps: float | None = field(default=None, validator=validators.optional(_positive))
 
 
 class Deadline:
@@ -190,6 +197,39 @@ class Standing:
             self._stuck -= 1
 
 
+class UnwrapLimits:
+    """How often instances may be driven to unwrap for one partition, and above all in vain."""
+
+    def __init__(self, policy: CallPolicy, clock: Clock) -> None:
+        self._bad = _limiter(policy.bad_unwraps, clock)
+        self._all = None if policy.unwraps is None else _limiter(policy.unwraps, clock)
+
+    def take(self, relay: Relay, context: Context) -> TokenBucket:
+        """Leave to unwrap once; put it back unless the answer turns out bad.
+
+        Raises ``Throttled`` when there is none left.
+        """
+        partition = tuple(
+            pair for pair in context.items() if not pair[0].startswith(RESERVED_PREFIX)
+        )
+        whose = (relay.name, partition)
+        bad = self._bad.bucket(whose)
+        for limiter in (self._all, self._bad):
+            bucket = None if limiter is None else limiter.bucket(whose)
+            if bucket is not None and not bucket.take():
+                refusal = Throttled(
+                    "too many unwraps for this partition of the context, or too many bad ones; "
+                    "see [calls] bad_unwraps and unwraps",
+                    retry_after=bucket.wait(),
+                )
+                raise relay.annotated(refusal, "decrypt")
+        return bad
+
+
+def _limiter(rate: float, clock: Clock) -> Limiter[tuple[str, tuple[tuple[str, str], ...]]]:
+    return Limiter(rate, max(1.0, rate * BURST_SECONDS), clock)
+
+
 class Caller:
     """Runs calls on instances: breaker, worker, retry and time-out of each."""
 
@@ -197,6 +237,7 @@ class Caller:
         self.policy = policy
         self.clock = clock
         self.hedges = Budget(policy.hedge_budget, MAX_EXTRA_CALLS)
+        self.unwraps = UnwrapLimits(policy, clock)
         #: What one may try although every breaker is open.
         self.last_resort = TokenBucket(LAST_RESORTS_PER_SECOND, 1, clock)
         self._sleep = sleep

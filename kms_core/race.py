@@ -23,6 +23,7 @@ from kms_core.errors import (
     Throttled,
     UnsupportedOperation,
 )
+from kms_core.limits import TokenBucket
 from kms_core.relay import Relay
 from kms_core.types import Attempt, Ciphertext
 
@@ -44,6 +45,7 @@ class Race:
         self._max_bad = max(MAX_BAD_UNWRAPS, threshold)
         self._waiting: list[tuple[Relay, Bound]] = []
         self._running: dict[Future[_Answer | None], Call[_Answer | None]] = {}
+        self._leaves: dict[Future[_Answer | None], TokenBucket] = {}
         self._failures: list[Attempt] = []
         self._put_off: list[tuple[Relay, Bound]] = []  # throttled, and others were there
         self._refused: list[tuple[Relay, Bound]] = []  # by their breakers
@@ -84,10 +86,13 @@ class Race:
         accept: Callable[[Ciphertext, bytes | bytearray], R | None],
     ) -> R | None:
         """What a call that is over brings; one that brings nothing makes room for the next."""
+        leave = self._leaves.pop(call.future)
+        bad = True
         try:
             answer = self._answer(call)
+            won = None if answer is None else _accepted(*answer, accept)
+            bad = False
             if answer is not None:
-                won = _accepted(*answer, accept)
                 self._count(answer[0])
                 return won
         except InvalidCiphertext as exc:
@@ -95,8 +100,12 @@ class Race:
             self._record(call, exc)
         except (ServiceError, InvalidRequest, UnsupportedOperation) as exc:
             # what one instance cannot do with its wrap, another may with its own
+            bad = False
             self._record(call, exc)
             self._skip(call.relay, exc)
+        finally:
+            if not bad:
+                leave.put_back()
         self._start_next()
         return None
 
@@ -111,6 +120,7 @@ class Race:
         """Drop the losers; what they still bring is wiped."""
         for call in self._running.values():
             self._caller.drop(call)
+            self._leaves.pop(call.future).put_back()
         self._running.clear()
 
     def _fill(self) -> None:
@@ -130,7 +140,9 @@ class Race:
 
     def _start(self, relay: Relay, bound: Bound, *, alone: bool, early: bool = False) -> bool:
         """Start a candidate; ``alone``: there is nobody else to turn to."""
+        leave: TokenBucket | None = None
         try:
+            leave = self._caller.unwraps.take(relay, bound[1])
             call = self._caller.start(
                 relay,
                 "decrypt",
@@ -142,7 +154,9 @@ class Race:
                 insist=alone,
             )
         except ServiceError as exc:
-            if isinstance(exc, Throttled) and not alone:
+            if leave is not None:
+                leave.put_back()
+            if isinstance(exc, Throttled) and leave is not None and not alone:
                 self._put_off.append((relay, bound))
                 return False
             if isinstance(exc, BreakerOpen) and not early:
@@ -151,6 +165,7 @@ class Race:
             self._skip(relay, exc)
             return False
         self._running[call.future] = call
+        self._leaves[call.future] = leave
         self._hedge_at = self._caller.clock() + self._caller.policy.hedge_after
         return True
 
