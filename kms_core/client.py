@@ -20,7 +20,6 @@ from kms_core import rewrap as rewrapping
 from kms_core.aead import DEK_BYTES, Keys, wipe
 from kms_core.assembly import Assembly
 from kms_core.breaker import BreakerSnapshot
-from kms_core.calls import Deadline
 from kms_core.capsules import CapsuleStore, FileCapsules, SqliteCapsules
 from kms_core.context import RESERVED_PREFIX, Context
 from kms_core.errors import (
@@ -41,7 +40,6 @@ from kms_core.types import (
     MAC_ALGORITHMS,
     MAX_SIGNED_BYTES,
     POST_QUANTUM_WRAPS,
-    PUBLIC_KEY_WRAPS,
     SIGNATURE_ALGORITHMS,
     Ciphertext,
     DataKey,
@@ -51,6 +49,7 @@ from kms_core.types import (
     PublicKey,
     Signature,
 )
+from kms_core.unwrapping import Unwrapper
 from kms_core.uri import provider_type
 
 T = TypeVar("T")
@@ -108,6 +107,13 @@ class Kms:
         self._router = self._assembly.router
         self._quorum = self._assembly.quorum
         self._emit = self._assembly.emit
+        policy = self._settings.envelope
+        self._unwrap = Unwrapper(
+            self._router,
+            min_threshold=policy.min_threshold,
+            allow_public_key_wraps=policy.allow_public_key_wraps,
+            clock=self._clock,
+        )
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
@@ -585,30 +591,6 @@ class Kms:
         self._generations.update(found)
         while len(self._generations) > MAX_GENERATIONS:
             self._generations.pop(next(iter(self._generations)), None)
-
-    def _unwrap(
-        self,
-        wraps: Sequence[tuple[Ciphertext, Context]],
-        accept: envelope.Accept,
-        *,
-        threshold: int,
-        deadline: Deadline | None = None,
-    ) -> Keys:
-        """Unwrap through the recipients that this reader's policy allows."""
-        policy = self._settings.envelope
-        if threshold < policy.min_threshold:
-            raise PolicyDenied(
-                f"{threshold} recipient can open this envelope alone, and envelope.min_threshold "
-                f"is {policy.min_threshold}"
-            )
-        allowed = [
-            wrap
-            for wrap in wraps
-            if policy.allow_public_key_wraps or wrap[0].wrap_alg not in PUBLIC_KEY_WRAPS
-        ]
-        if len(allowed) < threshold:
-            raise PolicyDenied("envelope.allow_public_key_wraps = false leaves too few recipients")
-        return self._router.unwrap(allowed, accept, threshold=threshold, deadline=deadline)
 
     def _scope(self, supplied: Context, stored: Context | None) -> Context:
         """The context entries that go to the services as well."""

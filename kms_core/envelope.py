@@ -70,9 +70,14 @@ class Unwrap(Protocol):
     """Gets at a DEK through its wraps, each with the context it is bound to."""
 
     def __call__(
-        self, wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+        self,
+        wraps: Sequence[tuple[Ciphertext, Context]],
+        accept: Accept,
+        *,
+        threshold: int,
+        capsule: bytes,
     ) -> Keys:
-        """What ``accept`` made of ``threshold`` wraps."""
+        """What ``accept`` made of ``threshold`` wraps; ``capsule``: all that they came in."""
 
 
 #: The capsule of a compact message, by key id; raises if there is none.
@@ -249,7 +254,7 @@ def unlock(capsule_bytes: bytes, unwrap: Unwrap, keep: Unlocked | None = None) -
     opened = _Opening(capsule, capsule_bytes, Unlocked() if keep is None else keep)
     try:
         wraps = [_bound(capsule, recipient) for recipient in capsule.recipients]
-        return unwrap(wraps, opened.accept, threshold=capsule.threshold)
+        return unwrap(wraps, opened.accept, threshold=capsule.threshold, capsule=capsule_bytes)
     finally:
         if keep is None:
             opened.secrets.wipe()

@@ -117,7 +117,12 @@ class Vault:
         return [self.wrap(uri, dek, context) for uri in self._keks]
 
     def unwrap(
-        self, wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+        self,
+        wraps: Sequence[tuple[Ciphertext, Context]],
+        accept: Accept,
+        *,
+        threshold: int,
+        capsule: bytes,
     ) -> Keys:
         """Try the known recipients in order until ``threshold`` are accepted."""
         del threshold  # accept knows
@@ -145,7 +150,7 @@ class Vault:
 
 
 def never(
-    wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+    wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int, capsule: bytes
 ) -> NoReturn:
     """An unwrap that must not be called."""
     pytest.fail("a key service was asked")
@@ -718,7 +723,11 @@ def test_an_unwrapped_key_of_another_length_is_a_bad_one(size: int) -> None:
     capsule, _ = split(seal(Vault(ONE)))
 
     def unwrap(
-        wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+        wraps: Sequence[tuple[Ciphertext, Context]],
+        accept: Accept,
+        *,
+        threshold: int,
+        capsule: bytes,
     ) -> Keys:
         assert threshold == 1
         ((ciphertext, _),) = wraps
@@ -736,7 +745,11 @@ def test_unlock_asks_with_the_wrap_context_and_every_recipient() -> None:
     asked: list[tuple[Ciphertext, Context]] = []
 
     def unwrap(
-        wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+        wraps: Sequence[tuple[Ciphertext, Context]],
+        accept: Accept,
+        *,
+        threshold: int,
+        capsule: bytes,
     ) -> Keys:
         assert threshold == 1
         asked.extend(wraps)

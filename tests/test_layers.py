@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("asymmetric", "plugins", "stream", "cache", "capsules", "inspection", "offline"),
     ("relay", "envelope", "parallel"),
     ("calls", "race", "routing"),
-    ("config", "observe", "rewrap", "health"),
+    ("config", "observe", "rewrap", "health", "unwrapping"),
     ("settings", "assembly", "monitor", "repair", "client", "async_client"),
     ("cli", "server", "integrations", "__main__"),
 )

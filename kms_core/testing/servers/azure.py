@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import itertools
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias
@@ -87,22 +86,23 @@ _ROUTES: Final = tuple(
 )
 
 _HASH_OF: Final[Mapping[str, hashes.HashAlgorithm]] = {
-    **{
-        f"{family}{size}": algorithm
-        for family in ("RS", "PS", "ES", "HS")
-        for size, algorithm in (
-            (256, hashes.SHA256()),
-            (384, hashes.SHA384()),
-            (512, hashes.SHA512()),
-        )
-    },
-    "ES256K": hashes.SHA256(),
+    **dict.fromkeys(("RS256", "PS256", "ES256", "ES256K", "HS256"), hashes.SHA256()),
+    **dict.fromkeys(("RS384", "PS384", "ES384", "HS384"), hashes.SHA384()),
+    **dict.fromkeys(("RS512", "PS512", "ES512", "HS512"), hashes.SHA512()),
 }
-_CURVES: Final[Mapping[str, tuple[ec.EllipticCurve, str]]] = {
-    "P-256": (ec.SECP256R1(), "ES256"),
-    "P-256K": (ec.SECP256K1(), "ES256K"),
-    "P-384": (ec.SECP384R1(), "ES384"),
-    "P-521": (ec.SECP521R1(), "ES512"),
+_RSA_SIGNATURES: Final = frozenset(name for name in _HASH_OF if name[:2] in {"RS", "PS"})
+_MACS: Final = frozenset(name for name in _HASH_OF if name.startswith("HS"))
+_CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
+    "P-256": ec.SECP256R1(),
+    "P-256K": ec.SECP256K1(),
+    "P-384": ec.SECP384R1(),
+    "P-521": ec.SECP521R1(),
+}
+_SIGNATURE_OF_CURVE: Final = {
+    "P-256": "ES256",
+    "P-256K": "ES256K",
+    "P-384": "ES384",
+    "P-521": "ES512",
 }
 _OAEP: Final = {
     name: padding.OAEP(padding.MGF1(algorithm), algorithm, label=None)
@@ -182,6 +182,9 @@ class _Parameters:
                 raise _bad(f"Property '{name}' is not allowed with this algorithm.")
 
 
+_NOTHING_ASKED: Final = _Parameters({})
+
+
 # --- key material --------------------------------------------------------------------------------
 
 _Deed: TypeAlias = Callable[[str, _Parameters], Json]
@@ -218,19 +221,19 @@ class _Rsa:
         }
 
     def _encrypt(self, algorithm: str, asked: _Parameters) -> Json:
-        oaep = _known(_OAEP, algorithm)
+        _require(algorithm, _OAEP)
         asked.only()
         try:
-            block = self.private.public_key().encrypt(asked.octets("value"), oaep)
+            block = self.private.public_key().encrypt(asked.octets("value"), _OAEP[algorithm])
         except ValueError:
             raise _bad("The value is too long for this key and algorithm.") from None
         return {"value": _encoded(block)}
 
     def _decrypt(self, algorithm: str, asked: _Parameters) -> Json:
-        oaep = _known(_OAEP, algorithm)
+        _require(algorithm, _OAEP)
         asked.only()
         try:
-            value = self.private.decrypt(asked.octets("value"), oaep)
+            value = self.private.decrypt(asked.octets("value"), _OAEP[algorithm])
         except ValueError:
             raise _bad("Decryption failed: error occurred while decoding OAEP padding.") from None
         return {"value": _encoded(value)}
@@ -250,7 +253,8 @@ class _Rsa:
         return {"value": True}
 
     def _scheme(self, algorithm: str) -> tuple[padding.AsymmetricPadding, Prehashed]:
-        hashed = _hash_of(algorithm, "RS", "PS")
+        _require(algorithm, _RSA_SIGNATURES)
+        hashed = _HASH_OF[algorithm]
         pss = padding.PSS(padding.MGF1(hashed), padding.PSS.DIGEST_LENGTH)
         pad = pss if algorithm.startswith("PS") else padding.PKCS1v15()
         return pad, Prehashed(hashed)
@@ -280,8 +284,8 @@ class _Ec:
 
     def _sign(self, algorithm: str, asked: _Parameters) -> Json:
         scheme = self._scheme(algorithm)
-        der = self.private.sign(_digest(algorithm, asked, "value"), scheme)
-        return {"value": _encoded(b"".join(n.to_bytes(self._width) for n in _halves(der)))}
+        halves = decode_dss_signature(self.private.sign(_digest(algorithm, asked, "value"), scheme))
+        return {"value": _encoded(b"".join(n.to_bytes(self._width) for n in halves))}
 
     def _verify(self, algorithm: str, asked: _Parameters) -> Json:
         scheme = self._scheme(algorithm)
@@ -298,8 +302,7 @@ class _Ec:
         return {"value": True}
 
     def _scheme(self, algorithm: str) -> ec.ECDSA:
-        if algorithm != _CURVES[self.curve][1]:
-            raise _bad(f"Algorithm {algorithm} does not go with curve {self.curve}.")
+        _require(algorithm, {_SIGNATURE_OF_CURVE[self.curve]})
         return ec.ECDSA(Prehashed(_HASH_OF[algorithm]))
 
 
@@ -324,7 +327,7 @@ class _Oct:
         }
 
     def _encrypt(self, algorithm: str, asked: _Parameters) -> Json:
-        _known({"A256GCM": AESGCM}, algorithm)
+        _require(algorithm, {"A256GCM"})
         asked.only("aad")  # the service makes the nonce, so that none is ever used twice
         iv, aad = os.urandom(_IV_SIZE), asked.optional_octets("aad")
         sealed = AESGCM(self.secret).encrypt(iv, asked.octets("value"), aad)
@@ -336,7 +339,7 @@ class _Oct:
         return answer if aad is None else {**answer, "aad": _encoded(aad)}
 
     def _decrypt(self, algorithm: str, asked: _Parameters) -> Json:
-        _known({"A256GCM": AESGCM}, algorithm)
+        _require(algorithm, {"A256GCM"})
         iv, tag = asked.octets("iv"), asked.octets("tag")
         if (len(iv), len(tag)) != (_IV_SIZE, _TAG_SIZE):
             raise _bad(f"{algorithm} requires {_IV_SIZE} bytes of iv and {_TAG_SIZE} of tag.")
@@ -348,7 +351,7 @@ class _Oct:
         return {"value": _encoded(value)}
 
     def _wrap(self, algorithm: str, asked: _Parameters) -> Json:
-        _known({"A256KW": keywrap}, algorithm)
+        _require(algorithm, {"A256KW"})
         asked.only()
         try:
             wrapped = keywrap.aes_key_wrap(self.secret, asked.octets("value"))
@@ -357,7 +360,7 @@ class _Oct:
         return {"value": _encoded(wrapped)}
 
     def _unwrap(self, algorithm: str, asked: _Parameters) -> Json:
-        _known({"A256KW": keywrap}, algorithm)
+        _require(algorithm, {"A256KW"})
         asked.only()
         try:
             value = keywrap.aes_key_unwrap(self.secret, asked.octets("value"))
@@ -377,23 +380,15 @@ class _Oct:
         return {"value": True}
 
     def _mac(self, algorithm: str, asked: _Parameters, name: str) -> hmac.HMAC:
-        mac = hmac.HMAC(self.secret, _hash_of(algorithm, "HS"))
+        _require(algorithm, _MACS)
+        mac = hmac.HMAC(self.secret, _HASH_OF[algorithm])
         mac.update(_digest(algorithm, asked, name))
         return mac
 
 
-def _known(algorithms: Mapping[str, Any], algorithm: str) -> Any:
-    try:
-        return algorithms[algorithm]
-    except KeyError:
-        raise _bad(f"Algorithm {algorithm} is not supported by this key and operation.") from None
-
-
-def _hash_of(algorithm: str, *families: str) -> hashes.HashAlgorithm:
-    if not algorithm.startswith(families):
+def _require(algorithm: str, supported: Container[str]) -> None:
+    if algorithm not in supported:
         raise _bad(f"Algorithm {algorithm} is not supported by this key and operation.")
-    hashed: hashes.HashAlgorithm = _known(_HASH_OF, algorithm)
-    return hashed
 
 
 def _digest(algorithm: str, asked: _Parameters, name: str) -> bytes:
@@ -406,10 +401,6 @@ def _digest(algorithm: str, asked: _Parameters, name: str) -> bytes:
             f"{algorithm} requires {size} bytes, encoded with base64url."
         )
     return digest
-
-
-def _halves(der: bytes) -> tuple[int, int]:
-    return decode_dss_signature(der)
 
 
 # --- keys and their versions ---------------------------------------------------------------------
@@ -434,8 +425,9 @@ class _Kind:
                 raise _bad(f"RSA keys have {', '.join(map(str, _RSA_SIZES))} bits.")
             return _Rsa(rsa.generate_private_key(65537, self.size))
         if family == "EC":
-            curve, _ = _known(_CURVES, self.curve)
-            return _Ec(self.curve, ec.generate_private_key(curve))
+            if self.curve not in _CURVES:
+                raise _bad(f"EC keys have one of the curves {', '.join(_CURVES)}.")
+            return _Ec(self.curve, ec.generate_private_key(_CURVES[self.curve]))
         return _Oct(os.urandom(_OCT_BITS // 8))
 
 
@@ -541,7 +533,7 @@ class _Vault:
 
     def __init__(self, *, managed_hsm: bool) -> None:
         self.managed_hsm = managed_hsm
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._keys: dict[str, list[_Version]] = {}
         self._deleted: dict[str, tuple[_Version, int]] = {}
 
@@ -553,13 +545,20 @@ class _Vault:
         hsm = "-HSM" if self.managed_hsm and not kty.endswith("-HSM") else ""
         return _Kind(kty + hsm, size, curve)
 
-    def create(self, name: str, kind: _Kind, operations: Iterable[Any] | None) -> _Version:
+    def create(
+        self,
+        name: str,
+        kind: _Kind,
+        operations: Iterable[Any] | None,
+        asked: _Parameters = _NOTHING_ASKED,
+    ) -> _Version:
         """A new version of the key, which is made if there is none of this name."""
         if not _NAME.fullmatch(name):
             raise _bad("A key's name has 1 to 127 letters, digits and hyphens.")
-        material = kind.make()  # outside the lock: RSA keys take their time
+        material = kind.make()
         version = _Version(name, kind, material, _permitted(material, operations))
-        with self.lock:
+        version.change(asked)
+        with self._lock:
             if name in self._deleted:
                 raise Refusal(
                     409,
@@ -574,9 +573,15 @@ class _Vault:
         current = self.find(name)
         return self.create(name, current.kind, current.operations)
 
+    def change(self, name: str, version: str | None, asked: _Parameters) -> _Version:
+        with self._lock:
+            found = self.find(name, version)
+            found.change(asked)
+        return found
+
     def versions(self, name: str) -> list[_Version]:
         """Oldest first."""
-        with self.lock:
+        with self._lock:
             try:
                 return list(self._keys[name])
             except KeyError:
@@ -593,14 +598,14 @@ class _Vault:
         raise _key_not_found(f"{name}/{version}")
 
     def delete(self, name: str) -> None:
-        with self.lock:
+        with self._lock:
             latest = self.find(name)
             del self._keys[name]
             self._deleted[name] = (latest, int(time.time()))
 
     def deleted(self, name: str) -> tuple[_Version, int]:
         """The latest version there was, and when the key was deleted."""
-        with self.lock:
+        with self._lock:
             try:
                 return self._deleted[name]
             except KeyError:
@@ -702,16 +707,15 @@ class AzureServer:
         ``operations`` are ``key_ops`` (``wrapKey``); without them the key may do all it can.
         Moments are seconds since 1970 or datetimes.
         """
-        with self._vault.lock:  # nobody sees the key before it is as it was asked for
-            version = self._vault.create(name, self._vault.kind(kind, size, curve), operations)
-            version.enabled = enabled
-            version.expires, version.not_before = _seconds(expires), _seconds(not_before)
-        return version.id
+        attributes = {"enabled": enabled, "exp": _seconds(expires), "nbf": _seconds(not_before)}
+        asked = _Parameters({"attributes": attributes})
+        of_kind = self._vault.kind(kind, size, curve)
+        return self._vault.create(name, of_kind, operations, asked).id
 
     def set_enabled(self, name: str, version: str | None = None, *, enabled: bool) -> None:
         """Enable or disable one version: the latest, unless another is given."""
-        with self._vault.lock:
-            self._vault.find(name, version).enabled = enabled
+        asked = _Parameters({"attributes": {"enabled": enabled}})
+        self._vault.change(name, version, asked)
 
     def delete(self, name: str) -> None:
         """Delete the key with all versions, as far as the service ever does: it may come back."""
@@ -723,6 +727,7 @@ class AzureServer:
 
     def close(self) -> None:
         """Stop, and leave no thread and no file behind.  Idempotent."""
+        self.gate.close()  # first: who is kept waiting gets no late answer
         self.panel.close()
         self._http.close()
         self._authority.close()
@@ -757,6 +762,7 @@ class AzureServer:
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         if query.get("api-version") not in API_VERSIONS:
             raise _bad("The parameter api-version is missing or not recognized.")
+        own_host = urlsplit(self.vault_url).netloc
         for method, pattern, operation in _ROUTES:
             match = pattern.fullmatch(url.path)
             if match and method == request.method:
@@ -767,7 +773,7 @@ class AzureServer:
                     version=parts.get("version"),
                     query=query,
                     body=request.body,
-                    vault_url=f"https://{request.headers.get('Host', '')}",
+                    vault_url=f"https://{request.headers.get('Host', own_host)}",
                 )
         raise Refusal(405, "MethodNotAllowed", f"No {request.method} for this resource.")
 
@@ -807,19 +813,15 @@ class AzureServer:
         kind = self._vault.kind(asked.text("kty"), size or _RSA_SIZES[0], curve or "P-256")
         if kind.kty == "oct-HSM" and size not in {None, _OCT_BITS}:
             raise _bad(f"Symmetric keys have {_OCT_BITS} bits here.")
-        with self._vault.lock:
-            version = self._vault.create(call.name, kind, asked.optional("key_ops", list))
-            version.change(asked)
+        version = self._vault.create(call.name, kind, asked.optional("key_ops", list), asked)
         return version.bundle(call.vault_url)
 
     def _rotate(self, call: _Call) -> Json:
         return self._vault.rotate(call.name).bundle(call.vault_url)
 
     def _update(self, call: _Call) -> Json:
-        with self._vault.lock:
-            version = self._vault.find(call.name, call.version)
-            version.change(call.parameters)
-            return version.bundle(call.vault_url)
+        version = self._vault.change(call.name, call.version, call.parameters)
+        return version.bundle(call.vault_url)
 
     def _delete(self, call: _Call) -> Json:
         self._vault.delete(call.name)
@@ -865,32 +867,34 @@ def _seconds(moment: Moment | None) -> int | None:
 
 _READING: Final = frozenset({"get", "versions"})
 
+_REFUSAL_OF: Final[Mapping[Failure, Callable[[_Call], Refusal]]] = {
+    Failure.THROTTLE: lambda _: Refusal(429, "Throttled", "Too many requests: try again later."),
+    Failure.SERVER_ERROR: lambda _: Refusal(503, "ServiceUnavailable", "The service is unwell."),
+    Failure.ACCESS_DENIED: lambda _: _forbidden(
+        "Caller is not authorized to perform action on resource.", "ForbiddenByRbac"
+    ),
+    Failure.KEY_DISABLED: lambda call: _key_disabled(call.operation),
+    Failure.KEY_NOT_FOUND: lambda call: _key_not_found(call.name),
+}
+
 
 def _failed(order: Order, call: _Call) -> Response | None:
     """The answer that takes the place of a result, if this failure is of that sort."""
-    if order.failure is Failure.THROTTLE:
-        answer = _refused(Refusal(429, "Throttled", "Too many requests: try again later."))
-        if order.seconds is None:
-            return answer
-        return evolve(answer, headers={**answer.headers, "Retry-After": f"{order.seconds:g}"})
-    if order.failure is Failure.SERVER_ERROR:
-        return _refused(Refusal(503, "ServiceUnavailable", "The service is unavailable."))
-    if order.failure is Failure.MALFORMED:
-        return _json(200, {})
-    if order.failure is Failure.ACCESS_DENIED:
-        message = "Caller is not authorized to perform action on resource."
-        return _refused(_forbidden(message, "ForbiddenByRbac"))
-    if order.failure is Failure.KEY_NOT_FOUND:
-        return _refused(_key_not_found(call.name))
-    if order.failure is Failure.KEY_DISABLED and call.operation not in _READING:
-        return _refused(_key_disabled(call.operation))
-    return None
+    still_read = order.failure is Failure.KEY_DISABLED and call.operation in _READING
+    if still_read or order.failure not in _REFUSAL_OF:
+        return None
+    answer = _refused(_REFUSAL_OF[order.failure](call))
+    if order.failure is not Failure.THROTTLE or order.seconds is None:
+        return answer
+    return evolve(answer, headers={**answer.headers, "Retry-After": f"{order.seconds:g}"})
 
 
 def _spoiled(order: Order, answer: Response) -> Response:
     """A good answer made bad."""
     if order.failure is Failure.RESET:
         return evolve(answer, broken=True)
+    if order.failure is Failure.MALFORMED:
+        return _json(200, {})
     if answer.status != 200:
         return answer
     content = json.loads(answer.body)
@@ -911,8 +915,7 @@ def _items(content: Json) -> list[Json]:
 
 def _other_key(kid: str) -> str:
     """A key of the same vault that nobody asked for."""
-    vault_url = "/".join(itertools.islice(kid.split("/"), 3))
-    return f"{vault_url}/keys/another-key/{uuid.uuid4().hex}"
+    return f"https://{urlsplit(kid).netloc}/keys/another-key/{uuid.uuid4().hex}"
 
 
 # --- encodings -----------------------------------------------------------------------------------

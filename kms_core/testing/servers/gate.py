@@ -121,6 +121,8 @@ class Gate:
         self._state = "hanging"
 
     def _restore(self) -> None:
+        if self._state == "open":
+            return
         self._drop(list(self._links))  # an answer from before the outage must not arrive now
         if self._state == "cut":
             self._open_door()
@@ -155,6 +157,7 @@ class Gate:
         except OSError:
             return  # it left before it was let in
         visitor.settimeout(PATIENCE)
+        visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             service = None if self._state == "hanging" else self._connect()
         except OSError:
