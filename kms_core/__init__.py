@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from kms_core.inspection import is_sealed as is_sealed
     from kms_core.settings import EnvelopePolicy as EnvelopePolicy
     from kms_core.settings import InstanceConfig as InstanceConfig
+    from kms_core.settings import MonitorPolicy as MonitorPolicy
     from kms_core.settings import Settings as Settings
     from kms_core.types import MAC_ALGORITHMS as MAC_ALGORITHMS
     from kms_core.types import SIGNATURE_ALGORITHMS as SIGNATURE_ALGORITHMS
@@ -109,7 +110,7 @@ _HOME = {
     ),
     "hookspecs": ("hookimpl",),
     "inspection": ("EnvelopeInfo", "RecipientInfo", "inspect", "is_sealed"),
-    "settings": ("EnvelopePolicy", "InstanceConfig", "Settings"),
+    "settings": ("EnvelopePolicy", "InstanceConfig", "MonitorPolicy", "Settings"),
     "types": (
         "MAC_ALGORITHMS",
         "SIGNATURE_ALGORITHMS",

@@ -217,9 +217,17 @@ class AsyncKms:
         """As ``Kms.public_key``."""
         return await asyncio.to_thread(self._kms.public_key, via=via)
 
-    async def health(self) -> HealthReport:
+    async def health(self, *, deep: bool = False) -> HealthReport:
         """As ``Kms.health``."""
-        return await asyncio.to_thread(self._kms.health)
+        return await asyncio.to_thread(self._kms.health, deep=deep)
+
+    async def warm_up(self) -> HealthReport:
+        """As ``Kms.warm_up``."""
+        return await asyncio.to_thread(self._kms.warm_up)
+
+    def force_breaker(self, name: str, state: Literal["closed", "open"] | None) -> None:
+        """As ``Kms.force_breaker``: nothing to wait for."""
+        self._kms.force_breaker(name, state)
 
     @staticmethod
     def context(pairs: Mapping[str, str]) -> Context:

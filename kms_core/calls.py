@@ -150,6 +150,7 @@ class Standing:
         self.latency = 0.0
         self._clock = clock
         self._lock = threading.Lock()
+        self._proven_at: float | None = None
         self._refusals: dict[tuple[str, str], tuple[KMSError, float]] = {}
         self._stuck = 0
 
@@ -158,8 +159,14 @@ class Standing:
         """Calls that nobody waits for any more and that still hold a worker."""
         return self._stuck
 
+    @property
+    def proven(self) -> float | None:
+        """Seconds since it last unwrapped something; ``None`` if it has not yet."""
+        return None if self._proven_at is None else self._clock() - self._proven_at
+
     def took(self, seconds: float) -> None:
         """A good unwrap took so long."""
+        self._proven_at = self._clock()
         self.latency += (seconds - self.latency) * (_SMOOTHING if self.latency else 1.0)
 
     def hangs(self, future: Future[Any]) -> None:

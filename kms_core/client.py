@@ -32,6 +32,7 @@ from kms_core.errors import (
     PolicyDenied,
 )
 from kms_core.files import NewFile
+from kms_core.monitor import Monitor
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Relay
 from kms_core.settings import Settings
@@ -44,6 +45,7 @@ from kms_core.types import (
     Ciphertext,
     DataKey,
     Event,
+    Health,
     HealthReport,
     PluginInfo,
     PublicKey,
@@ -88,6 +90,7 @@ class Kms:
         self._plugins = Plugins(plugins)
         self._clock = clock
         self._closed = False
+        self._gaps = health.Gaps(clock)
         watchers = () if observe is None else (observe,)
         self._assemble = partial(
             Assembly, settings, self._plugins, watchers, clock=clock, sleep=sleep
@@ -114,6 +117,15 @@ class Kms:
             allow_public_key_wraps=policy.allow_public_key_wraps,
             clock=self._clock,
         )
+        check = partial(self.health, deep=self._settings.monitor.deep)
+        self._monitor = Monitor(
+            self._settings.monitor,
+            self._router.relays,
+            check,
+            self._emit,
+            patience=self._settings.calls.attempt_timeout,
+        )
+        self._monitor.start()
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
@@ -141,6 +153,7 @@ class Kms:
         """Let go of every client and thread.  Idempotent; no call works afterwards."""
         if not self._closed:
             self._closed = True
+            self._monitor.stop()
             self._assembly.close()
             if self._capsules is not None:
                 self._capsules.close()
@@ -492,20 +505,28 @@ class Kms:
 
     # --- state -----------------------------------------------------------------------------------
 
-    def health(self) -> HealthReport:
-        """Ask every instance at once; returns within ``[calls] health_timeout``."""
+    def health(self, *, deep: bool = False) -> HealthReport:
+        """Ask every instance at once; returns within ``[calls] health_timeout``.
+
+        ``deep``: not only whether the key can be used, but by wrapping and unwrapping something
+        with it, which proves the permission to do so as well.  Instances that only sign are asked
+        the same either way.
+        """
         self._check_open()
         relays = self._router.relays
-        answers = self._router.ask_all(Relay.health, self._settings.calls.health_timeout)
+        answers = self._router.ask_all(
+            self._check_deeply if deep else Relay.health, self._settings.calls.health_timeout
+        )
         well = {
             name: relays[name].key_uri
             for name, said in answers.items()
             if health.is_well(said) and relays[name].breaker.state != "open"
         }
         recipients = self._settings.recipients
-        return health.report(
+        report = health.report(
             relays,
             answers,
+            self._router.calls,
             recipients=recipients,
             can_seal=self._router.would_do(
                 {name: uri for name, uri in well.items() if name in recipients},
@@ -513,6 +534,33 @@ class Kms:
                 self._quorum,
             ),
         )
+        return health.with_gaps(report, self._overdue())
+
+    def warm_up(self) -> HealthReport:
+        """Load every SDK, connect, and prove that every recipient can wrap and unwrap.
+
+        For the start of a process: what is wrong with credentials or keys shows now.  Returns what
+        ``health(deep=True)`` does and raises nothing of its own.
+        """
+        self._check_open()
+        self._router.prepare()
+        for relay in self._router.relays.values():
+            if relay.offline.begin_learning():
+                relay.workers.submit(relay.learn_public_key)
+        return self.health(deep=True)
+
+    def force_breaker(self, name: str, state: Literal["closed", "open"] | None) -> None:
+        """Hold an instance's breaker open (for maintenance) or closed; ``None`` lets it work."""
+        self._check_open()
+        (known,) = self._named(name)
+        self._router.relays[known].breaker.force(state)
+
+    def _check_deeply(self, relay: Relay) -> Health:
+        signs = self._settings.instances[relay.name].purpose == "sign"
+        return relay.health() if signs else relay.canary()
+
+    def _overdue(self) -> list[str]:
+        return self._gaps.longer_than(self._settings.envelope.max_degraded_for)
 
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
@@ -541,8 +589,18 @@ class Kms:
             wipe(dek)
             shares.wipe()
         missing = tuple(attempt.instance for attempt in result.failures)
+        self._gaps.note(missing, recipients)
+        self._check_gaps()
         uris = [self._router.relays[name].key_uri for name in missing]
         return _NewKey(keys, envelope.new_capsule(keys, wraps, uris, threshold=threshold), missing)
+
+    def _check_gaps(self) -> None:
+        overdue = self._overdue()
+        if overdue and self._settings.envelope.on_degraded == "refuse":
+            raise PolicyDenied(
+                f"nothing was written: {', '.join(overdue)} missing from all that was sealed for "
+                "longer than envelope.max_degraded_for"
+            )
 
     def _check_post_quantum(self, wraps: Iterable[Ciphertext]) -> None:
         weak = [str(wrap.instance) for wrap in wraps if wrap.wrap_alg not in POST_QUANTUM_WRAPS]

@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 CONFIG_VARIABLE: Final = "KMS_CONFIG"
 FILE_NAME: Final = "kms.toml"
-TABLES: Final = ("instances", "envelope", "breaker", "calls", "plugins", "cache", "audit")
+TABLES: Final = (
+    *("instances", "envelope", "breaker", "calls", "monitor"),
+    *("plugins", "cache", "audit"),
+)
 MAX_FILE_BYTES: Final = 1 << 20  # a configuration is written by hand; more is a mistake
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(ms|s|m|h|d)")

@@ -7,6 +7,7 @@ comes back is checked; whatever is raised leaves as a ``KMSError`` naming instan
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +21,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from kms_core import asymmetric
 from kms_core.asymmetric import OfflineWrap, OfflineWrapper
 from kms_core.breaker import Breaker
-from kms_core.context import Context
+from kms_core.context import RESERVED_PREFIX, Context
 from kms_core.errors import (
     FormatError,
     KeyNotFound,
@@ -50,6 +51,7 @@ Emit = Callable[[Event], None]
 DATA_KEY_BYTES: Final = 32
 MAX_SIGNATURE_BYTES: Final = 8192  # the largest, ML-DSA-87's, has 4627
 MAX_PUBLIC_KEYS: Final = 64  # kept per instance for verifying; a key has few versions in use
+_CANARY: Final = Context({f"{RESERVED_PREFIX}canary": "1"})
 _NO_REQUEST: Final = frozenset({"close", "domain", "match", "prepare"})  # told only if they fail
 
 
@@ -161,6 +163,17 @@ class Relay:
     def health(self) -> Health:
         """The provider's own answer about the configured key."""
         return self._invoke("health", _is_a(Health), key_id=self._key)
+
+    def canary(self) -> Health:
+        """Wrap and unwrap something of no worth: proves reach, permission and key at once."""
+        secret = os.urandom(DATA_KEY_BYTES)
+        wrap = self.encrypt(secret, _CANARY)
+        key_id = self.match(wrap.key_uri)
+        if key_id is None:
+            return Health(ok=False, reason=f"it does not recognise {wrap.key_uri}, its own wrap")
+        if self.decrypt(key_id, wrap, _CANARY) != secret:
+            return Health(ok=False, reason=f"{wrap.key_uri} unwrapped something else")
+        return Health(ok=True, reason=f"{wrap.key_uri} wrapped and unwrapped")
 
     def describe_key(self) -> KeyInfo:
         """What the service tells about the configured key."""

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from attrs import frozen
 
@@ -66,9 +66,10 @@ class Router:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.relays = relays
-        self._caller = Caller(policy, clock, sleep)
+        self.calls = Caller(policy, clock, sleep)
         self._clock = clock
         self.policy = policy
+        self._checks: dict[tuple[str, object], Future[Any]] = {}
 
     def deadline(self) -> Deadline:
         """The deadline of a public call that starts now."""
@@ -137,7 +138,7 @@ class Router:
         failures: dict[str, Attempt],
     ) -> list[Call[Ciphertext]]:
         """Nobody else is left: now and then ask in spite of open breakers."""
-        if not self._caller.last_resort.take():
+        if not self.calls.last_resort.take():
             return []
         for name in names:
             del failures[name]
@@ -184,7 +185,7 @@ class Router:
             relay = self.relays[name]
             try:
                 calls.append(
-                    self._caller.start(relay, operation, work, deadline, attempts, early=early)
+                    self.calls.start(relay, operation, work, deadline, attempts, early=early)
                 )
             except ServiceError as exc:
                 failures[name] = Attempt(name, exc, 0.0)
@@ -219,7 +220,7 @@ class Router:
     ) -> float:
         """The moment at which to stop waiting for this call."""
         ends = [deadline.at]
-        expires = self._caller.expires(call)
+        expires = self.calls.expires(call)
         if expires is not None:
             ends.append(expires)
         began = call.submitted if call.relay.prepared else call.began
@@ -244,7 +245,7 @@ class Router:
         """The call's result, or its error; a call that is not done has run out of time."""
         if call.future.done():
             return result_of(call.future)
-        raise self._caller.abandon(call, counts=self._caller.had_its_time(call, deadline))
+        raise self.calls.abandon(call, counts=self.calls.had_its_time(call, deadline))
 
     def _enough(
         self, wraps: Mapping[str, Ciphertext], names: Sequence[str], quorum: Quorum
@@ -304,7 +305,7 @@ class Router:
         ``NoMatchingRecipient``, ``IntegrityError`` (every answer was bad) or
         ``AllInstancesFailed``.
         """
-        race = Race(self._caller, deadline or self.deadline(), threshold)
+        race = Race(self.calls, deadline or self.deadline(), threshold)
         try:
             won = race.run(self._candidates(wraps, only), accept)
         finally:
@@ -330,7 +331,7 @@ class Router:
         rank = {"closed": 0, "half-open": 1, "open": 2}
 
         def order(relay: Relay) -> tuple[int, float]:
-            latency = self._caller.standing(relay).latency
+            latency = self.calls.standing(relay).latency
             return rank[relay.breaker.state], latency if latency > self.policy.hedge_after else 0.0
 
         return sorted(self.relays.values(), key=order)
@@ -394,23 +395,42 @@ class Router:
         """Every instance's answer or error with its duration, within ``seconds`` in all.
 
         Goes past the breakers: it is asked by people who want to know, and costs no user a call.
+        An instance that has not answered the last time is not asked again but waited for: checks
+        of one that hangs never take more than a thread.
         """
-        return self._ask(list(self.relays), work, seconds)
+        return self._ask(list(self.relays), work, seconds, check=True)
+
+    def prepare(self) -> None:
+        """Load every SDK."""
+        self._prepare(self.relays.values())
 
     def _prepare(self, relays: Iterable[Relay]) -> None:
         """Load the SDKs that are not loaded yet, outside anybody's time.  Failures show later."""
         cold = [relay.workers.submit(relay.prepare) for relay in relays if not relay.prepared]
         wait(cold, self.policy.deadline)
 
+    def _check(self, relay: Relay, work: Callable[[Relay], T]) -> Future[T | KMSError]:
+        """The check that is under way, or else a new one."""
+        running = self._checks.get((relay.name, work))
+        if running is None or running.done():
+            running = self._checks[relay.name, work] = _submit(relay, work)
+        return running
+
     def _ask(
-        self, names: Sequence[str], work: Callable[[Relay], T], seconds: float
+        self,
+        names: Sequence[str],
+        work: Callable[[Relay], T],
+        seconds: float,
+        *,
+        check: bool = False,
     ) -> dict[str, tuple[T | KMSError, float]]:
         relays = [self.relays[name] for name in names]
         self._prepare(relays)
         deadline = Deadline(self._clock, seconds)
         started = self._clock()
+        submit = self._check if check else _submit
         pending: dict[str, Future[T | KMSError]] = {
-            relay.name: relay.workers.submit(_bind(relay, work)) for relay in relays
+            relay.name: submit(relay, work) for relay in relays
         }
         answers: dict[str, tuple[T | KMSError, float]] = {}
         while pending:
@@ -418,9 +438,15 @@ class Router:
             over = not deadline.remaining()
             for name, future in list(pending.items()):
                 if future.done() or over:
+                    if not (check or future.done()):
+                        future.cancel()
                     answers[name] = (_answer(future, seconds), self._clock() - started)
                     del pending[name]
         return {name: answers[name] for name in names}
+
+
+def _submit(relay: Relay, work: Callable[[Relay], T]) -> Future[T | KMSError]:
+    return relay.workers.submit(_bind(relay, work))
 
 
 def _wrap_result(
@@ -443,7 +469,6 @@ def _bind(relay: Relay, work: Callable[[Relay], T]) -> Callable[[], T | KMSError
 
 def _answer(future: Future[T | KMSError], seconds: float) -> T | KMSError:
     if not future.done():
-        future.cancel()
         return DeadlineExceeded(f"no answer within {seconds:g} s")
     return future.result()
 

@@ -37,6 +37,8 @@ class EnvelopePolicy:
     ``min_threshold``: open nothing that fewer recipients can open.
     ``allow_public_key_wraps``: ``False`` opens nothing through a wrap that whoever knows the
     recipient's public key could have made.
+    ``max_degraded_for``: how long a recipient may be missing from all that is sealed; after that
+    ``on_degraded`` says whether health is ``"unhealthy"`` or sealing is to ``"refuse"`` as well.
     ``capsules``: where the capsules of compact messages are kept: a folder, or a ``.sqlite`` file.
     """
 
@@ -51,6 +53,10 @@ class EnvelopePolicy:
     require_pq: bool = False
     min_threshold: int = field(default=1, validator=validators.in_(range(1, MAX_RECIPIENTS + 1)))
     allow_public_key_wraps: bool = True
+    max_degraded_for: Duration | None = field(
+        default=None, validator=validators.optional(validators.ge(Duration(0.0)))
+    )
+    on_degraded: Literal["unhealthy", "refuse"] = "unhealthy"
     capsules: Path | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -67,6 +73,21 @@ class EnvelopePolicy:
         """How many recipients are needed, and of how many (``None``: however many there are)."""
         match = _THRESHOLD.fullmatch(self.policy)
         return (int(match[1]), int(match[2])) if match else (1, None)
+
+
+@frozen
+class MonitorPolicy:
+    """The background monitor, which is off unless ``interval`` is set (seconds).
+
+    It checks every instance so often, give or take ``jitter`` of it; ``deep`` checks wrap and
+    unwrap something, which proves that what is sealed can be opened and costs two requests.
+    """
+
+    interval: Duration | None = field(
+        default=None, validator=validators.optional(validators.gt(Duration(0.0)))
+    )
+    jitter: float = field(default=0.2, validator=(validators.ge(0.0), validators.lt(1.0)))
+    deep: bool = False
 
 
 @frozen
@@ -107,6 +128,7 @@ class Settings:
     envelope: EnvelopePolicy = field(factory=EnvelopePolicy)
     breaker: BreakerPolicy = field(factory=BreakerPolicy)
     calls: CallPolicy = field(factory=CallPolicy)
+    monitor: MonitorPolicy = field(factory=MonitorPolicy)
     plugins: tuple[str, ...] = ()
     #: Where this came from, for error messages, relative paths and secrets.
     raw: Raw = field(factory=lambda: Raw({}, "settings", Path.cwd()), repr=False)
@@ -189,6 +211,7 @@ class Settings:
             envelope=_policy(EnvelopePolicy, "envelope", raw),
             breaker=breaker,
             calls=_policy(CallPolicy, "calls", raw),
+            monitor=_policy(MonitorPolicy, "monitor", raw),
             plugins=_plugins(tables.get("plugins", ()), source),
             raw=raw,
         )

@@ -250,12 +250,18 @@ HealthStatus = Literal["healthy", "degraded", "unhealthy"]
 
 @frozen
 class InstanceHealth:
-    """One instance in a ``HealthReport``; ``latency`` in seconds, ``None`` if it did not answer."""
+    """One instance in a ``HealthReport``; ``latency`` in seconds, ``None`` if it did not answer.
+
+    ``proven``: seconds since it last unwrapped something, ``None`` if it has not yet; ``stuck``:
+    calls that nobody waits for any more and that still hold a thread.
+    """
 
     state: HealthStatus
     breaker: BreakerState
     latency: float | None
     reason: str = ""
+    proven: float | None = None
+    stuck: int = 0
 
 
 @frozen

@@ -636,7 +636,10 @@ def test_health_is_degraded_while_sealing_goes_on_without_somebody(
     services["c"].always("health", returning(Health(ok=False, reason="key is disabled")))
     report = kms.health()
     assert report.status == "degraded"
-    assert report.reason == "b, c cannot be used; sealing and opening go on without"
+    assert report.reason == (
+        "b, c cannot be used; sealing goes on without, and so does opening, except of what was "
+        "sealed to b, c alone"
+    )
     assert {name: health.state for name, health in report.instances.items()} == {
         "a": "healthy",
         "b": "unhealthy",

@@ -1014,7 +1014,7 @@ def test_a_loser_that_was_never_started_counts_for_nothing() -> None:
 
 def spend_last_resort(router: Router) -> None:
     """Use up what may be tried in spite of open breakers."""
-    assert router._caller.last_resort.take()
+    assert router.calls.last_resort.take()
 
 
 def open_breaker(relay: Relay) -> None:
@@ -1438,6 +1438,6 @@ def test_slow_instance_is_asked_after_a_faster_one() -> None:
     policy = evolve(PATIENT, hedge_after=Duration(1.0))
     with router_for(made, clock=clock, policy=policy, options={"clock": clock}) as router:
         wraps = wraps_of(router)
-        router._caller.standing(router.relays["a"]).took(1.5)
+        router.calls.standing(router.relays["a"]).took(1.5)
         unwrap(router, wraps)
     assert (made["a"].count("decrypt"), made["b"].count("decrypt")) == (0, 1)

@@ -87,7 +87,9 @@ def seal(
     return sealed.getvalue()
 
 
-def unwrap(wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int) -> Keys:
+def unwrap(
+    wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int, capsule: bytes
+) -> Keys:
     """Every wrap holds the DEK."""
     keys = accept(wraps[0][0], bytearray(DEK))
     assert keys is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -36,6 +37,7 @@ class _Watching:
 
 @click.command()
 @json_option
+@click.option("--deep", is_flag=True, help="Prove each key by wrapping and unwrapping something.")
 @click.option("--watch", is_flag=True, help="Ask again and again, until Ctrl-C.")
 @click.option(
     "--interval",
@@ -47,21 +49,27 @@ class _Watching:
 @invocation
 @click.pass_context
 def health(
-    ctx: click.Context, invocation: Invocation, interval: str, *, as_json: bool, watch: bool
+    ctx: click.Context,
+    invocation: Invocation,
+    interval: str,
+    *,
+    as_json: bool,
+    deep: bool,
+    watch: bool,
 ) -> None:
     """Ask every instance whether it is well.
 
     Exits with 0 when healthy or degraded, with 3 when sealing would fail. --json has: status,
-    reason, instances (by name: state, breaker, latency in seconds, reason); with --watch, one
-    object a line.
+    reason, instances (by name: state, breaker, latency in seconds, reason, proven: seconds since
+    the last good unwrap, stuck: calls that hang); with --watch, one object a line.
     """
     from kms_core.cli.clients import connect
 
     pause = config.structure(_Watching, {"interval": interval}, "kms health", _no_file()).interval
     with connect(invocation) as (kms, _):
         if watch:
-            _watch(kms.health, pause, as_json=as_json)
-        report = kms.health()
+            _watch(partial(kms.health, deep=deep), pause, as_json=as_json)
+        report = kms.health(deep=deep)
         _show(report, as_json=as_json)
         if report.status != "healthy":
             say(f"{report.status}: {report.reason}")

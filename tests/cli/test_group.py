@@ -15,6 +15,7 @@ from kms_core.cli import main
 from kms_core.cli.exits import MEANINGS, ExitCode
 from kms_core.cli.group import BUILTINS
 from kms_core.cli.group import kms as root
+from kms_core.plugins import KNOWN_DISTRIBUTIONS
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Install, Run
@@ -110,12 +111,15 @@ def test_version_is_that_of_the_distribution(kms: Run) -> None:
         (["open", "a", "b"], "(see `kms open --help`)"),
         (["seal", "-c", "tenant"], "number 1 has no '='"),
         (["open", "-c", "a=b", "-c", "a=c"], "'a' is given twice"),
-        (["pkcs11"], "missing: pip install kms-pkcs11"),
+        (["unheard-of"], "missing: pip install kms-unheard-of"),
     ],
     ids=" ".join,
 )
-def test_usage_errors_are_one_line(kms: Run, arguments: list[str], expected: str) -> None:
+def test_usage_errors_are_one_line(
+    kms: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+) -> None:
     """Exit code 2, what is wrong, and where to read on."""
+    monkeypatch.setitem(KNOWN_DISTRIBUTIONS, "unheard-of", "kms-unheard-of")
     done = kms(*arguments)
     assert (done.code, done.out) == (ExitCode.USAGE, b"")
     assert expected in done.complaint

@@ -12,6 +12,7 @@ import pytest
 
 from kms_core.cli import main
 from kms_core.cli.exits import ExitCode
+from kms_core.plugins import KNOWN_DISTRIBUTIONS
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Install, Run
@@ -35,7 +36,7 @@ def test_health_as_json(kms: Run, papers: Path) -> None:
     assert list(report) == ["status", "reason", "instances"]
     assert (report["status"], report["reason"]) == ("healthy", "")
     east = report["instances"]["east"]
-    assert list(east) == ["state", "breaker", "latency", "reason"]
+    assert list(east) == ["state", "breaker", "latency", "reason", "proven", "stuck"]
     assert (east["state"], east["breaker"]) == ("healthy", "closed")
     assert 0 <= east["latency"] < 10
 
@@ -161,13 +162,16 @@ def test_plugins_are_checked_and_needed_ones_marked(
 
 
 @pytest.mark.parametrize("check", ["--check", "--no-check"])
-def test_needed_and_missing_is_listed(kms: Run, papers: Path, check: str) -> None:
+def test_needed_and_missing_is_listed(
+    kms: Run, papers: Path, monkeypatch: pytest.MonkeyPatch, check: str
+) -> None:
     """With what to install, whether or not anything is imported."""
+    monkeypatch.setitem(KNOWN_DISTRIBUTIONS, "unheard-of", "kms-unheard-of")
     text = (papers / "kms.toml").read_text()
-    Path("kms.toml").write_text('plugins = ["audited"]\n' + text.replace("paper", "pkcs11", 1))
+    Path("kms.toml").write_text('plugins = ["audited"]\n' + text.replace("paper", "unheard-of", 1))
     rows = _rows(kms, check)
-    assert (rows["pkcs11"]["state"], rows["pkcs11"]["needed"]) == ("missing", True)
-    assert rows["pkcs11"]["reason"] == "pip install kms-pkcs11"
+    assert (rows["unheard-of"]["state"], rows["unheard-of"]["needed"]) == ("missing", True)
+    assert rows["unheard-of"]["reason"] == "pip install kms-unheard-of"
     assert rows["audited"]["state"] == "missing"
 
 

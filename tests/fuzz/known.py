@@ -211,7 +211,12 @@ class Vault:
         self.bill = Bill()
 
     def __call__(
-        self, wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+        self,
+        wraps: Sequence[tuple[Ciphertext, Context]],
+        accept: Accept,
+        *,
+        threshold: int,
+        capsule: bytes,
     ) -> Keys:
         """Ask for one wrap after the other, as far as docs/format.md, section 9, allows."""
         self.bill.opens += 1
@@ -278,7 +283,12 @@ class Routed:
         self.bill = Bill()
 
     def __call__(
-        self, wraps: Sequence[tuple[Ciphertext, Context]], accept: Accept, *, threshold: int
+        self,
+        wraps: Sequence[tuple[Ciphertext, Context]],
+        accept: Accept,
+        *,
+        threshold: int,
+        capsule: bytes,
     ) -> Keys:
         """A router for this one open, so that no breaker remembers the one before."""
         self.bill.opens += 1
