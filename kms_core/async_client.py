@@ -1,6 +1,7 @@
 """``AsyncKms``: the same names as ``Kms``, awaitable.
 
-Each call runs on a thread of the running loop's executor, so the loop never waits for a service.
+Calls run on threads of this client's own, so the loop never waits for a service and the loop's
+executor is never used up by one that hangs.  There is no loop in here: it works in whichever runs.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from io import BufferedIOBase
 from types import TracebackType
-from typing import IO, Any, Literal, Self, overload
+from typing import IO, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
 
 from kms_core.breaker import BreakerSnapshot
+from kms_core.calls import discard
 from kms_core.client import ContextLike, Data, Kms
 from kms_core.context import Context
+from kms_core.errors import InvalidRequest
 from kms_core.header import DEFAULT_SEGMENT_LOG2
 from kms_core.inspection import EnvelopeInfo
 from kms_core.settings import Settings
@@ -27,16 +31,29 @@ from kms_core.types import (
     PublicKey,
     Signature,
 )
+from kms_core.workers import Workers
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Path = str | os.PathLike[str]
+
+MAX_THREADS: Final = 64
 
 
 class AsyncKms:
-    """Seals, opens and rewraps under all configured keys, for asyncio; see ``Kms``."""
+    """Seals, opens and rewraps under all configured keys, for asyncio; see ``Kms``.
 
-    def __init__(self, settings: Settings | Kms, **options: Any) -> None:
+    Any number of tasks may use it at once; ``max_threads`` of their calls are under way and the
+    others wait their turn.  Cancelling a task gives its call up: one that had not begun never
+    does, and what another still brings is wiped.
+    """
+
+    def __init__(
+        self, settings: Settings | Kms, *, max_threads: int = MAX_THREADS, **options: Any
+    ) -> None:
         """From settings, or over a ``Kms`` whose owner this becomes."""
         self._kms = settings if isinstance(settings, Kms) else Kms(settings, **options)
+        self._workers = Workers("async", max_threads)
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
@@ -61,7 +78,19 @@ class AsyncKms:
 
     async def close(self) -> None:
         """Let go of every client and thread."""
-        await asyncio.to_thread(self._kms.close)
+        try:
+            await self._run(self._kms.close)
+        except InvalidRequest:
+            return  # closed already
+        self._workers.close()
+
+    async def _run(self, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        future = self._workers.submit(partial(call, *args, **options))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(discard)
+            raise
 
     @overload
     async def seal(
@@ -96,13 +125,13 @@ class AsyncKms:
     ) -> bytes | str:
         """As ``Kms.seal``."""
         call: Callable[..., bytes | str] = self._kms.seal
-        return await asyncio.to_thread(
+        return await self._run(
             call, data, context, stored_context=stored_context, inline=inline, armor=armor
         )
 
     async def open(self, sealed: Data | str, context: ContextLike = None) -> bytes:
         """As ``Kms.open``."""
-        return await asyncio.to_thread(self._kms.open, sealed, context)
+        return await self._run(self._kms.open, sealed, context)
 
     async def rewrap(
         self,
@@ -113,9 +142,7 @@ class AsyncKms:
         repair: bool = True,
     ) -> bytes:
         """As ``Kms.rewrap``."""
-        return await asyncio.to_thread(
-            self._kms.rewrap, sealed, add=add, remove=remove, repair=repair
-        )
+        return await self._run(self._kms.rewrap, sealed, add=add, remove=remove, repair=repair)
 
     async def sealing(
         self,
@@ -127,7 +154,7 @@ class AsyncKms:
         segment_bytes: int = 1 << DEFAULT_SEGMENT_LOG2,
     ) -> StreamWriter:
         """As ``Kms.sealing``; the writer itself is an ordinary one."""
-        return await asyncio.to_thread(
+        return await self._run(
             self._kms.sealing,
             destination,
             context,
@@ -138,7 +165,7 @@ class AsyncKms:
 
     async def opening(self, source: IO[bytes], context: ContextLike = None) -> BufferedIOBase:
         """As ``Kms.opening``; the reader itself is an ordinary one."""
-        return await asyncio.to_thread(self._kms.opening, source, context)
+        return await self._run(self._kms.opening, source, context)
 
     async def seal_file(
         self,
@@ -151,7 +178,7 @@ class AsyncKms:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """As ``Kms.seal_file``."""
-        await asyncio.to_thread(
+        await self._run(
             self._kms.seal_file,
             source,
             destination,
@@ -170,9 +197,7 @@ class AsyncKms:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """As ``Kms.open_file``."""
-        await asyncio.to_thread(
-            self._kms.open_file, source, destination, context, progress=progress
-        )
+        await self._run(self._kms.open_file, source, destination, context, progress=progress)
 
     async def rewrap_file(
         self,
@@ -183,47 +208,45 @@ class AsyncKms:
         repair: bool = True,
     ) -> bool:
         """As ``Kms.rewrap_file``."""
-        return await asyncio.to_thread(
-            self._kms.rewrap_file, path, add=add, remove=remove, repair=repair
-        )
+        return await self._run(self._kms.rewrap_file, path, add=add, remove=remove, repair=repair)
 
     async def encrypt(
         self, data: Data, context: ContextLike = None, *, via: str | None = None
     ) -> Ciphertext:
         """As ``Kms.encrypt``."""
-        return await asyncio.to_thread(self._kms.encrypt, data, context, via=via)
+        return await self._run(self._kms.encrypt, data, context, via=via)
 
     async def decrypt(self, ciphertext: Ciphertext, context: ContextLike = None) -> bytes:
         """As ``Kms.decrypt``."""
-        return await asyncio.to_thread(self._kms.decrypt, ciphertext, context)
+        return await self._run(self._kms.decrypt, ciphertext, context)
 
     async def generate_data_key(
         self, context: ContextLike = None, *, via: str | None = None
     ) -> DataKey:
         """As ``Kms.generate_data_key``."""
-        return await asyncio.to_thread(self._kms.generate_data_key, context, via=via)
+        return await self._run(self._kms.generate_data_key, context, via=via)
 
     async def sign(
         self, data: Data, *, algorithm: str | None = None, via: str | None = None
     ) -> Signature:
         """As ``Kms.sign``."""
-        return await asyncio.to_thread(self._kms.sign, data, algorithm=algorithm, via=via)
+        return await self._run(self._kms.sign, data, algorithm=algorithm, via=via)
 
     async def verify(self, data: Data, signature: Signature, *, via: str | None = None) -> bool:
         """As ``Kms.verify``."""
-        return await asyncio.to_thread(self._kms.verify, data, signature, via=via)
+        return await self._run(self._kms.verify, data, signature, via=via)
 
     async def public_key(self, *, via: str | None = None) -> PublicKey:
         """As ``Kms.public_key``."""
-        return await asyncio.to_thread(self._kms.public_key, via=via)
+        return await self._run(self._kms.public_key, via=via)
 
     async def health(self, *, deep: bool = False) -> HealthReport:
         """As ``Kms.health``."""
-        return await asyncio.to_thread(self._kms.health, deep=deep)
+        return await self._run(self._kms.health, deep=deep)
 
     async def warm_up(self) -> HealthReport:
         """As ``Kms.warm_up``."""
-        return await asyncio.to_thread(self._kms.warm_up)
+        return await self._run(self._kms.warm_up)
 
     def force_breaker(self, name: str, state: Literal["closed", "open"] | None) -> None:
         """As ``Kms.force_breaker``: nothing to wait for."""

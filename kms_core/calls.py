@@ -313,7 +313,7 @@ class Caller:
         call.abandoned = True
         if not call.future.cancel():
             self.standing(call.relay).hangs(call.future)
-        call.future.add_done_callback(_discard)
+        call.future.add_done_callback(discard)
         if permit is not None:
             if counts and began is not None:
                 call.relay.breaker.fail(permit, timeout=True)
@@ -329,7 +329,7 @@ class Caller:
         A service that never answers must count as such even when a faster one always wins.
         """
         call.abandoned = True
-        call.future.add_done_callback(_discard)
+        call.future.add_done_callback(discard)
         if call.future.cancel():
             if call.permit is not None:
                 call.relay.breaker.release(call.permit)
@@ -455,7 +455,7 @@ def result_of(future: Future[T]) -> T:
         raise InvalidRequest("this Kms was closed while the call was waiting") from None
 
 
-def _discard(future: Future[Any]) -> None:
+def discard(future: Future[Any]) -> None:
     """Nobody waits for this result any more; it may hold a key."""
     try:
         result = future.result()

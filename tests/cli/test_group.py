@@ -30,7 +30,10 @@ OPTIONS = {
     "rewrap": {"FILE", "--output", "--repair", "--no-repair", "--add", "--remove"},
     "encrypt": {"FILE", "--output", "--context", "--via"},
     "decrypt": {"FILE", "--output", "--context"},
-    "health": {"--json", "--watch", "--interval"},
+    "sign": {"FILE", "--output", "--algorithm", "--via"},
+    "verify": {"FILE", "--signature", "--via"},
+    "public-key": {"--output", "--via"},
+    "health": {"--json", "--deep", "--watch", "--interval"},
     "plugins": {"--json", "--check", "--no-check"},
 }
 
