@@ -1,8 +1,9 @@
 """What plugin authors and applications test with: it ships, and nothing at run time needs it.
 
 ``ProviderConformance`` is the suite every provider passes, ``MemoryProvider`` a complete provider
-without a service, ``Faulty`` a wrapper that makes any provider fail on cue.  Names are imported
-when first used; only ``ProviderConformance`` needs pytest and hypothesis (``kms-core[testing]``).
+without a service, ``Faulty`` a wrapper that makes any provider fail on cue, ``Panel`` the switches
+of a service that fails on cue.  Names are imported when first used; only ``ProviderConformance``
+needs pytest and hypothesis (``kms-core[testing]``).
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from kms_core.testing.hooks import marked_hooks as marked_hooks
     from kms_core.testing.memory import MemoryProvider as MemoryProvider
     from kms_core.testing.memory import MemorySettings as MemorySettings
-    from kms_core.testing.memory import MemoryStore as MemoryStore
     from kms_core.testing.servers.gate import Gate as Gate
     from kms_core.testing.servers.moto import AwsServer as AwsServer
+    from kms_core.testing.servers.panel import Failure as Failure
+    from kms_core.testing.servers.panel import Panel as Panel
+    from kms_core.testing.store import MemoryStore as MemoryStore
 
 _HOME = {
     "conformance": ("ProviderConformance",),
@@ -41,9 +44,11 @@ _HOME = {
         "returning",
     ),
     "hooks": ("call", "marked_hooks"),
-    "memory": ("MemoryProvider", "MemorySettings", "MemoryStore"),
+    "memory": ("MemoryProvider", "MemorySettings"),
     "servers.gate": ("Gate",),
     "servers.moto": ("AwsServer",),
+    "servers.panel": ("Failure", "Panel"),
+    "store": ("MemoryStore",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

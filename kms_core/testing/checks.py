@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Iterator
 from typing import Any, Final
@@ -11,12 +12,17 @@ import pytest
 from kms_core.context import Context
 from kms_core.errors import FormatError, KMSError
 from kms_core.testing.hooks import call
-from kms_core.types import MAX_WRAPPED_BYTES, Ciphertext
+from kms_core.types import MAX_WRAPPED_BYTES, Ciphertext, PublicKey, Signature
 from kms_core.uri import encode_key_uri, provider_type
 
 CONTEXT: Final = Context({"tenant": "42", "purpose": "conformance"})
 KEY_BYTES: Final = 32
 MARKER: Final = "x-marks-the-secret"
+_MARKED: Final = (
+    MARKER,
+    MARKER.encode().hex(),
+    base64.b64encode(MARKER.encode()).decode(),  # of a number of bytes that base64 does not pad
+)
 
 
 def expect(holds: bool, message: str) -> None:  # noqa: FBT001  reads like assert
@@ -111,11 +117,64 @@ def expect_no_match(provider: Any, key_uri: str) -> None:
 
 
 def expect_secretive(errors: list[KMSError]) -> None:
-    """Neither an error nor its cause shows ``MARKER``."""
+    """Nothing that a traceback of these errors prints shows ``MARKER`` in any usual form."""
     __tracebackhide__ = True
     for error in errors:
-        shown = f"{error} {error!r} {error.__cause__} {error.__cause__!r}"
-        expect(MARKER not in shown, f"{type(error).__name__} repeats what it was given")
+        for shown in _printed(error):
+            text = f"{shown} {shown!r}"
+            expect(
+                not any(marked in text for marked in _MARKED),
+                f"{type(error).__name__} repeats what it was given (in {kind_of(shown)})",
+            )
+
+
+def _printed(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those before it, as far as Python prints them."""
+    while error is not None:
+        yield error
+        shown = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or shown
+
+
+# --- signatures and public keys ------------------------------------------------------------------
+
+
+def sign(provider: Any, key_id: str, data: Any, algorithm: str) -> Signature:
+    """What the hook returns, if it is of the right type."""
+    signature = call(provider, "sign", key_id=key_id, data=data, algorithm=algorithm)
+    if not isinstance(signature, Signature):
+        pytest.fail(f"sign returned {kind_of(signature)}; return a Signature")
+    return signature
+
+
+def verify(provider: Any, signature: Signature, data: Any, algorithm: str) -> bool:
+    """As the core does it: with the key id that ``match`` gives."""
+    key_id = provider.match(signature.key_uri)
+    expect(isinstance(key_id, str), f"match({signature.key_uri!r}) is {key_id!r}")
+    verdict = call(
+        provider, "verify", key_id=key_id, data=data, signature=signature, algorithm=algorithm
+    )
+    if not isinstance(verdict, bool):
+        pytest.fail(f"verify returned {kind_of(verdict)}; return a bool")
+    return verdict
+
+
+def public_key(provider: Any, key_id: str) -> PublicKey:
+    """What the hook returns, if it is of the right type."""
+    key = call(provider, "public_key", key_id=key_id)
+    if not isinstance(key, PublicKey):
+        pytest.fail(f"public_key returned {kind_of(key)}; return a PublicKey")
+    return key
+
+
+def expect_version(key_uri: str, key_version: object) -> None:
+    """``key_version`` is ``None``, or the version that ``key_uri`` names."""
+    __tracebackhide__ = True
+    expect(
+        key_version is None
+        or (isinstance(key_version, str) and bool(key_version) and key_version in key_uri),
+        f"key_version is {key_version!r}, which {key_uri!r} does not name",
+    )
 
 
 def kind_of(value: object) -> str:

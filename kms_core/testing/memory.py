@@ -1,141 +1,74 @@
-"""A complete provider without a service: real AES-256-GCM under keys that live in this process.
+"""A complete provider without a service: real cryptography under keys that live in this process.
 
-For tests and demonstrations.  ``MemoryStore`` stands for the service: it outlives the provider
-instances that use it, and two instances on one store see each other's keys and rotations.
+For tests and demonstrations, and a model of a plugin: what the store raises goes through one
+table, and what it answers is checked.  The store is in ``kms_core.testing.store``.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-import threading
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Final
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, Literal
 
-from attrs import evolve, frozen
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from attrs import field, frozen
 
 from kms_core.context import Context
-from kms_core.errors import InvalidCiphertext, InvalidRequest, KeyDisabled, KeyNotFound
+from kms_core.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    InvalidCiphertext,
+    InvalidRequest,
+    KeyDisabled,
+    KeyNotFound,
+    KMSError,
+    Throttled,
+    Unavailable,
+)
 from kms_core.hookspecs import hookimpl
+from kms_core.testing.store import Answer, MemoryStore, StoreCode, StoreError
 from kms_core.types import (
+    MAX_SIGNED_BYTES,
+    RSA_OAEP,
     THIRD_PARTY_WRAP_ALG,
     Ciphertext,
     DataKey,
+    Duration,
     Health,
     KeyInfo,
     Protection,
+    PublicKey,
+    Signature,
 )
 
-MAX_PLAINTEXT_BYTES: Final = 4096  # what the contract asks of a provider, and what AWS takes
-DATA_KEY_BYTES: Final = 32
-
-_IV_BYTES: Final = 12
-_TAG_BYTES: Final = 16
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-
-
-@frozen
-class _Key:
-    """One KEK; version ``n`` is ``versions[n - 1]`` and the last one is primary."""
-
-    versions: tuple[AESGCM, ...]
-    enabled: bool = True
-
-
-class MemoryStore:
-    """The service: named KEKs with versions, gone when the last reference is.
-
-    Readers take no lock (a key is replaced whole), so a fork in mid-write leaves none held.
-    """
-
-    def __init__(
-        self,
-        store_id: str | None = None,
-        *,
-        keys: Iterable[str] = ("default",),
-        protection: Protection = "software",
-    ) -> None:
-        self.store_id = _checked(store_id or secrets.token_hex(8))
-        self.protection: Protection = protection
-        self._keys: dict[str, _Key] = {}
-        self._writing = threading.Lock()
-        for key in keys:
-            self.create(key)
-
-    def create(self, key: str) -> None:
-        """Add a key with its version 1."""
-        with self._writing:
-            if key in self._keys:
-                raise InvalidRequest(f"memory store {self.store_id} already has key {key}")
-            self._keys[_checked(key)] = _Key((_fresh(),))
-
-    def rotate(self, key: str) -> None:
-        """Give ``key`` a new primary version."""
-        with self._writing:
-            old = self._find(key)
-            self._keys[key] = evolve(old, versions=(*old.versions, _fresh()))
-
-    def disable(self, key: str) -> None:
-        """Make every use of ``key`` raise ``KeyDisabled``."""
-        with self._writing:
-            self._keys[key] = evolve(self._find(key), enabled=False)
-
-    def enable(self, key: str) -> None:
-        """Undo ``disable``."""
-        with self._writing:
-            self._keys[key] = evolve(self._find(key), enabled=True)
-
-    def is_enabled(self, key: str) -> bool:
-        """Whether ``key`` may be used; raises ``KeyNotFound`` if there is none."""
-        return self._find(key).enabled
-
-    def versions(self, key: str) -> tuple[str, ...]:
-        """The versions of ``key``, oldest first."""
-        return tuple(str(number + 1) for number in range(len(self._find(key).versions)))
-
-    def primary(self, key: str) -> tuple[str, AESGCM]:
-        """The newest version of ``key`` and its cipher."""
-        versions = self._usable(key).versions
-        return str(len(versions)), versions[-1]
-
-    def version(self, key: str, version: str) -> AESGCM:
-        """The cipher of one version of ``key``."""
-        versions = self._usable(key).versions
-        if not _VERSION.fullmatch(version) or int(version) > len(versions):
-            raise KeyNotFound(f"memory store {self.store_id} has no such version of key {key}")
-        return versions[int(version) - 1]
-
-    def _usable(self, name: str) -> _Key:
-        key = self._find(name)
-        if not key.enabled:
-            raise KeyDisabled(f"key {name} of memory store {self.store_id} is disabled; enable it")
-        return key
-
-    def _find(self, name: str) -> _Key:
-        try:
-            return self._keys[name]
-        except KeyError:
-            message = f"memory store {self.store_id} has no key {name!r}; create it first"
-            raise KeyNotFound(message) from None
-
-    def __repr__(self) -> str:
-        return f"MemoryStore({self.store_id!r}, keys={sorted(self._keys)})"
+#: What each of the store's errors leaves the provider as.
+BY_CODE: Final[Mapping[StoreCode, type[KMSError]]] = {
+    "NoConnection": Unavailable,
+    "NoAnswer": DeadlineExceeded,
+    "Broken": Unavailable,
+    "Unwell": Unavailable,
+    "TooManyRequests": Throttled,
+    "Forbidden": AccessDenied,
+    "NoSuchKey": KeyNotFound,
+    "KeyDisabled": KeyDisabled,
+    "NotAuthentic": InvalidCiphertext,
+    "BadRequest": InvalidRequest,
+}
 
 
 @frozen
 class MemorySettings:
-    """``store`` is the service to use; without one the instance keeps a store of its own."""
+    """``store`` is the service to use; without one the instance keeps a store of its own.
+
+    ``attempt_timeout``: seconds after which a hanging store is given up.
+    """
 
     key: str = "default"
     store: MemoryStore | None = None
+    attempt_timeout: Duration = field(default=Duration(3.0))
 
 
 class MemoryProvider:
-    """Wraps under keys of a ``MemoryStore``; the blob is IV, ciphertext and tag."""
+    """Uses one key of a ``MemoryStore``, in all its versions, for whatever the key is good for."""
 
     type_name: ClassVar[str] = "memory"
     settings: ClassVar[type[Any]] = MemorySettings
@@ -145,6 +78,7 @@ class MemoryProvider:
     def __init__(self, settings: MemorySettings) -> None:
         self.store = settings.store or MemoryStore(keys=(settings.key,))
         self.protection = self.store.protection
+        self.timeout: Final = settings.attempt_timeout
         self._key = settings.key
 
     @property
@@ -153,14 +87,15 @@ class MemoryProvider:
         return self._uri(self._key)
 
     def match(self, key_uri: str) -> str | None:
-        """The configured key, for its name without a version or with one that exists."""
-        if key_uri == self.key_uri:
-            return self._key
-        try:
-            versions = self.store.versions(self._key)
-        except KeyNotFound:
-            return None
-        return self._key if key_uri in {self._uri(self._key, v) for v in versions} else None
+        """The configured key, for its name without a version or with one that exists.
+
+        With the version if the key signs; a wrap names its version itself.
+        """
+        versions = self.store.versions(self._key)
+        version = next((v for v in versions if key_uri == self._uri(self._key, v)), None)
+        if version is None:
+            return self._key if key_uri == self.key_uri else None
+        return f"{self._key}/{version}" if self.store.signs(self._key) else self._key
 
     def domain(self, key_uri: str) -> str:
         """One store fails as a whole."""
@@ -169,76 +104,131 @@ class MemoryProvider:
 
     @hookimpl
     def encrypt(self, key_id: str, plaintext: bytes | bytearray, context: Context) -> Ciphertext:
-        """Wrap 1 to 4096 bytes; the canonical context is the associated data."""
-        _check_plaintext(plaintext)
-        return self._wrap(key_id, plaintext, context)
+        """Wrap 1 to 4096 bytes with an AES key, less with an RSA key."""
+        if not isinstance(plaintext, bytes | bytearray):
+            raise InvalidRequest(f"a plaintext is bytes, not {_kind_of(plaintext)}; encode it")
+        key, _ = _parts(key_id)
+        answer = self._ask(self.store.wrap, key, plaintext, context)
+        return self._ciphertext(answer)
 
     @hookimpl
     def decrypt(self, key_id: str, ciphertext: Ciphertext, context: Context) -> bytearray:
         """Unwrap under the version that the ciphertext's key URI names."""
         blob = ciphertext.data
         if not isinstance(blob, bytes):
-            raise InvalidRequest(f"a ciphertext is bytes, not {type(blob).__name__}")
-        version = self._version_of(key_id, ciphertext.key_uri)
-        if len(blob) <= _IV_BYTES + _TAG_BYTES:
-            raise InvalidCiphertext("authentication failed")
-        aead = self.store.version(key_id, version)
-        try:
-            return bytearray(aead.decrypt(blob[:_IV_BYTES], blob[_IV_BYTES:], context.encoded))
-        except InvalidTag:
-            raise InvalidCiphertext("authentication failed") from None
+            raise InvalidRequest(f"a ciphertext is bytes, not {_kind_of(blob)}")
+        key, version = self._named(key_id, ciphertext.key_uri, InvalidCiphertext)
+        answer = self._ask(self.store.unwrap, key, version, blob, context)
+        return bytearray(answer.value or b"")
 
     @hookimpl
     def generate_data_key(self, key_id: str, context: Context) -> DataKey:
-        """Draw a key and wrap it."""
-        plaintext = bytearray(os.urandom(DATA_KEY_BYTES))
-        return DataKey(plaintext, self._wrap(key_id, plaintext, context))
+        """Let the store draw a key and wrap it."""
+        key, _ = _parts(key_id)
+        answer = self._ask(self.store.generate, key, context)
+        if answer.plaintext is None:
+            raise _nonsense("a data key without its plaintext")
+        return DataKey(answer.plaintext, self._ciphertext(answer))
 
     @hookimpl
     def health(self, key_id: str) -> Health:
         """Well as long as the key exists and is enabled."""
-        if self.store.is_enabled(key_id):
-            return Health(ok=True, reason=f"key {key_id} is enabled")
-        return Health(ok=False, reason=f"key {key_id} is disabled")
+        key, _ = _parts(key_id)
+        answer = self._ask(self.store.describe, key)
+        return Health(ok=_enabled(answer), reason=f"key {key} is {_state(answer)}")
+
+    @hookimpl
+    def sign(self, key_id: str, data: bytes, algorithm: str) -> Signature:
+        """Sign with the version that ``key_id`` names, or the primary one."""
+        _check_message(data)
+        key, version = _parts(key_id)
+        answer = self._ask(self.store.sign, key, version, data, algorithm)
+        uri = self._uri(key, str(answer.version))
+        return Signature(bytes(answer.value or b""), uri, algorithm, answer.version)
+
+    @hookimpl
+    def verify(self, key_id: str, data: bytes, signature: Signature, algorithm: str) -> bool:
+        """Let the store check against the version that the signature's key URI names."""
+        _check_message(data)
+        key, version = self._named(key_id, signature.key_uri, InvalidRequest)
+        answer = self._ask(self.store.verify, key, version, data, signature.data, algorithm)
+        return answer.value == b"valid"
+
+    @hookimpl
+    def public_key(self, key_id: str) -> PublicKey:
+        """That of the version that ``key_id`` names, or of the primary one."""
+        key, version = _parts(key_id)
+        answer = self._ask(self.store.public, key, version)
+        return PublicKey(
+            bytes(answer.value or b""),
+            self._uri(key, str(answer.version)),
+            answer.version,
+            answer.algorithms,
+            THIRD_PARTY_WRAP_ALG if RSA_OAEP in answer.algorithms else None,
+        )
 
     @hookimpl
     def describe_key(self, key_id: str) -> KeyInfo:
         """What the store knows about the key."""
-        versions = self.store.versions(key_id)
-        return KeyInfo(
-            key_uri=self._uri(key_id),
-            state="enabled" if self.store.is_enabled(key_id) else "disabled",
-            protection=self.protection,
-            primary_version=versions[-1],
-            versions=versions,
-            rotation=False,
-        )
+        key, _ = _parts(key_id)
+        return self._info(key, self._ask(self.store.describe, key))
 
     @hookimpl
     def rotate_key(self, key_id: str) -> KeyInfo:
         """Add a version in the store."""
-        self.store.rotate(key_id)
-        return self.describe_key(key_id)
+        key, _ = _parts(key_id)
+        return self._info(key, self._ask(self.store.rotate_key, key))
 
-    def _wrap(self, key_id: str, plaintext: bytes | bytearray, context: Context) -> Ciphertext:
-        version, aead = self.store.primary(key_id)
-        iv = os.urandom(_IV_BYTES)
+    def _ask(self, request: Callable[..., Answer], key: str, *arguments: Any) -> Answer:
+        """An answer that is whole, of the right key and as it was sent."""
+        try:
+            answer = request(key, *arguments, timeout=self.timeout)
+        except StoreError as exc:
+            raise self._translated(exc) from exc
+        if answer.value is None or answer.version is None:
+            raise _nonsense("an answer without its fields")
+        if answer.key != key:
+            raise _nonsense(f"an answer by another key than {key}")
+        if answer.checksum != zlib.crc32(answer.value):
+            raise _nonsense("an answer with a wrong checksum")
+        return answer
+
+    def _translated(self, error: StoreError) -> KMSError:
+        kind, message = BY_CODE[error.code], f"memory store {self.store.store_id}: {error}"
+        if kind is Throttled:
+            return Throttled(message, retry_after=error.retry_after)
+        return kind(message)
+
+    def _ciphertext(self, answer: Answer) -> Ciphertext:
         return Ciphertext(
-            data=iv + aead.encrypt(iv, plaintext, context.encoded),
-            key_uri=self._uri(key_id, version),
-            key_version=version,
+            data=bytes(answer.value or b""),
+            key_uri=self._uri(str(answer.key), str(answer.version)),
+            key_version=answer.version,
             wrap_alg=THIRD_PARTY_WRAP_ALG,
+        )
+
+    def _info(self, key: str, answer: Answer) -> KeyInfo:
+        return KeyInfo(
+            key_uri=self._uri(key),
+            state=_state(answer),
+            protection=self.protection,
+            primary_version=answer.version,
+            versions=answer.versions,
+            rotation=False,
         )
 
     def _uri(self, *path: str) -> str:
         return f"{self.type_name}://{'/'.join((self.store.store_id, *path))}"
 
-    def _version_of(self, key_id: str, key_uri: str) -> str:
-        prefix = self._uri(key_id, "")
-        version = key_uri.removeprefix(prefix)
-        if not key_uri.startswith(prefix) or version not in self.store.versions(key_id):
-            raise InvalidCiphertext(f"the ciphertext is not one of key {key_id}")
-        return version
+    def _named(self, key_id: str, key_uri: str, wrong: type[KMSError]) -> tuple[str, str]:
+        """Key and version that ``key_uri`` names; ``wrong`` unless they are those of ``key_id``."""
+        key, asked = _parts(key_id)
+        version = key_uri.removeprefix(self._uri(key, ""))
+        if key_uri != self._uri(key, version) or asked not in {None, version}:
+            raise wrong(f"it names another key than {key_id}")
+        if version not in self.store.versions(key):
+            raise wrong(f"it names a version that key {key} does not have")
+        return key, version
 
 
 @hookimpl
@@ -247,24 +237,30 @@ def kms_register_providers(register: Callable[[type[Any]], None]) -> None:
     register(MemoryProvider)
 
 
-def _fresh() -> AESGCM:
-    return AESGCM(AESGCM.generate_key(bit_length=256))
+def _kind_of(value: object) -> str:
+    return type(value).__name__
 
 
-def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise InvalidRequest(
-            "names of memory stores and keys are 1 to 64 letters, digits, dots, hyphens and "
-            "underscores, and begin with a letter or digit"
-        )
-    return name
+def _parts(key_id: str) -> tuple[str, str | None]:
+    """Key and version of a key id: names have no slash."""
+    key, _, version = key_id.partition("/")
+    return key, version or None
 
 
-def _check_plaintext(plaintext: object) -> None:
-    if not isinstance(plaintext, bytes | bytearray):
-        raise InvalidRequest(f"a plaintext is bytes, not {type(plaintext).__name__}; encode it")
-    if not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
-        raise InvalidRequest(
-            f"a memory key wraps 1 to {MAX_PLAINTEXT_BYTES} bytes, not {len(plaintext)}; "
-            "seal() takes more"
-        )
+def _enabled(answer: Answer) -> bool:
+    return answer.value == b"enabled"
+
+
+def _state(answer: Answer) -> Literal["enabled", "disabled"]:
+    return "enabled" if _enabled(answer) else "disabled"
+
+
+def _nonsense(what: str) -> Unavailable:
+    return Unavailable(f"the memory store gave {what}; ask it again")
+
+
+def _check_message(data: object) -> None:
+    if not isinstance(data, bytes):
+        raise InvalidRequest(f"a message is bytes, not {_kind_of(data)}; encode it")
+    if len(data) > MAX_SIGNED_BYTES:
+        raise InvalidRequest(f"up to {MAX_SIGNED_BYTES} bytes are signed: sign a digest of more")

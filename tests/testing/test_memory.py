@@ -4,21 +4,52 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
 
 import pytest
 
 from kms_core import (
     Context,
+    Duration,
     InvalidCiphertext,
     InvalidRequest,
     KeyDisabled,
     KeyNotFound,
     Provider,
 )
-from kms_core.testing import MemoryProvider, MemorySettings, MemoryStore, ProviderConformance
+from kms_core.testing import (
+    MemoryProvider,
+    MemorySettings,
+    MemoryStore,
+    Panel,
+    ProviderConformance,
+)
+from kms_core.testing.material import KeyKind
+from kms_core.testing.store import StoreError
 
 CONTEXT = Context({"tenant": "42"})
+OPERATIONS: Final = {
+    "encrypt": "wrap",
+    "decrypt": "unwrap",
+    "generate_data_key": "generate",
+    "health": "describe",
+    "sign": "sign",
+    "verify": "verify",
+    "public_key": "public",
+}
+KIND_OF: Final[Mapping[str, KeyKind]] = {
+    "ECDSA-SHA256": "ECDSA-P256",
+    "ECDSA-SHA384": "ECDSA-P384",
+    "ECDSA-SHA512": "ECDSA-P521",
+    "RSA-PSS-SHA256": "RSA",
+    "RSA-PKCS1-SHA512": "RSA",
+    "Ed25519": "Ed25519",
+    "HMAC-SHA256": "HMAC-SHA256",
+    "HMAC-SHA384": "HMAC-SHA384",
+    "HMAC-SHA512": "HMAC-SHA512",
+}
+Make = Callable[[str, KeyKind], tuple[MemoryProvider, str]]
 
 
 @pytest.fixture
@@ -27,17 +58,38 @@ def store() -> MemoryStore:
     return MemoryStore("unit", keys=("default", "other"))
 
 
-class TestMemoryProvider(ProviderConformance):
-    """The in-memory provider passes the suite whole."""
+class _Memory(ProviderConformance):
+    """What all kinds of keys have in common."""
 
-    rotates = True
+    rotates = has_sign = has_verify = has_public_key = True
     foreign_key_uri = "memory://elsewhere/default/1"
     plugin_module = "kms_core.testing.memory"
     sdk_modules = ("boto3", "hypothesis", "pytest")
+    attempt_timeout = 0.1
+    says_retry_after = decrypt_names_key = True
+    operations: ClassVar[Mapping[str, str]] = OPERATIONS
+
+    @pytest.fixture
+    def panel(self, store: MemoryStore) -> Panel:
+        return store.panel
+
+    @pytest.fixture
+    def make(self, store: MemoryStore) -> Make:
+        def make(key: str, kind: KeyKind) -> tuple[MemoryProvider, str]:
+            store.create(key, kind)
+            return _provider(store, key, self.attempt_timeout), key
+
+        return make
+
+
+class TestMemoryProvider(_Memory):
+    """An AES key, beside one key for each algorithm of signatures and MACs."""
+
+    signs = tuple(KIND_OF)
 
     @pytest.fixture
     def provider(self, store: MemoryStore) -> Provider:
-        return MemoryProvider(MemorySettings(store=store))
+        return _provider(store, timeout=self.attempt_timeout)
 
     @pytest.fixture
     def key_id(self) -> str:
@@ -45,11 +97,57 @@ class TestMemoryProvider(ProviderConformance):
 
     @pytest.fixture
     def other_key(self, store: MemoryStore) -> tuple[Any, str]:
-        return MemoryProvider(MemorySettings("other", store)), "other"
+        return _provider(store, "other"), "other"
+
+    @pytest.fixture
+    def signing_key(self, make: Make, algorithm: str) -> tuple[Any, str]:
+        return make("signing", KIND_OF[algorithm])
+
+    @pytest.fixture
+    def rotate_signing_key(self, store: MemoryStore) -> Callable[[], None]:
+        return lambda: store.rotate("signing")
 
 
-def _provider(store: MemoryStore, key: str = "default") -> MemoryProvider:
-    return MemoryProvider(MemorySettings(key, store))
+class TestMemoryProviderWithRsaKey(_Memory):
+    """A key to which anybody can wrap."""
+
+    wraps_offline = True
+    max_plaintext = 158
+
+    @pytest.fixture
+    def wrapping(self, make: Make) -> tuple[MemoryProvider, str]:
+        return make("wrapping", "RSA-OAEP")
+
+    @pytest.fixture
+    def provider(self, wrapping: tuple[MemoryProvider, str]) -> Provider:
+        return wrapping[0]
+
+    @pytest.fixture
+    def key_id(self) -> str:
+        return "wrapping"
+
+    @pytest.fixture
+    def other_key(self, make: Make) -> tuple[Any, str]:
+        return make("foreign", "RSA-OAEP")
+
+
+class TestMemoryProviderThatSigns(_Memory):
+    """A key that signs and does nothing else is under test itself."""
+
+    encrypts = False
+    signs = ("ECDSA-SHA256",)
+
+    @pytest.fixture
+    def provider(self, make: Make) -> Provider:
+        return make("signing", "ECDSA-P256")[0]
+
+    @pytest.fixture
+    def key_id(self) -> str:
+        return "signing"
+
+
+def _provider(store: MemoryStore, key: str = "default", timeout: float = 3.0) -> MemoryProvider:
+    return MemoryProvider(MemorySettings(key, store, Duration(timeout)))
 
 
 def test_store_outlives_its_instances(store: MemoryStore) -> None:
@@ -88,8 +186,10 @@ def test_version_that_does_not_exist_is_nobodys(store: MemoryStore, version: str
 @pytest.mark.parametrize("version", ["0", "2", "x"])
 def test_store_has_no_other_versions(store: MemoryStore, version: str) -> None:
     """The store itself refuses versions that were never made."""
-    with pytest.raises(KeyNotFound, match="no such version of key default"):
-        store.version("default", version)
+    blob = _provider(store).encrypt("default", b"x", CONTEXT).data
+    with pytest.raises(StoreError, match="no such version of key default") as raised:
+        store.unwrap("default", version, blob, CONTEXT, timeout=1.0)
+    assert raised.value.code == "NoSuchKey"
 
 
 def _renamed(sealed: Any, key_uri: str) -> Any:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from attrs import field, frozen
 
 from kms_aws.names import KeyArn
 from kms_core import Unavailable
-
-SYMMETRIC_DEFAULT: Final = "SYMMETRIC_DEFAULT"
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -56,10 +55,38 @@ class Answer:
             raise self.malformed(name)
         return Answer(self.key, value)
 
-    def check_algorithm(self) -> None:
+    def text(self, name: str) -> str:
+        """Text that only the service has to understand."""
+        value = self.fields.get(name)
+        if not (isinstance(value, str) and value):
+            raise self.malformed(name)
+        return value
+
+    def moment(self, name: str) -> datetime | None:
+        """A point in time, ``None`` if the service did not send it."""
+        value = self.fields.get(name)
+        if value is not None and not isinstance(value, datetime):
+            raise self.malformed(name)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Yes or no."""
+        value = self.fields.get(name)
+        if not isinstance(value, bool):
+            raise self.malformed(name)
+        return value
+
+    def entries(self, name: str) -> list[Answer]:
+        """The structures of a list."""
+        value = self.fields.get(name)
+        if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+            raise self.malformed(name)
+        return [Answer(self.key, entry) for entry in value]
+
+    def check_algorithm(self, name: str, expected: str) -> None:
         """Raises unless the service used the algorithm we asked for, or does not say."""
-        if self.word("EncryptionAlgorithm") not in {None, SYMMETRIC_DEFAULT}:
-            raise self.malformed("EncryptionAlgorithm")
+        if self.word(name) not in {None, expected}:
+            raise self.malformed(name)
 
     def malformed(self, name: str) -> Unavailable:
         """The error of an answer whose field ``name`` is missing or wrong."""

@@ -56,7 +56,7 @@ BY_CODE: Final = _table(
             XksProxyUriUnreachableException
             XksProxyVpcEndpointServiceInvalidConfigurationException
             XksProxyVpcEndpointServiceNotFoundException
-            IDPCommunicationError
+            IDPCommunicationError IDPCommunicationErrorException
         """,
         Throttled: """
             ThrottlingException Throttling ThrottledException RequestThrottled
@@ -72,7 +72,7 @@ BY_CODE: Final = _table(
             RequestExpired RequestTimeTooSkewed
             ExpiredToken ExpiredTokenException InvalidToken InvalidIdentityToken
             OptInRequired SubscriptionRequiredException RegionDisabledException
-            InvalidGrantTokenException
+            InvalidGrantTokenException IDPRejectedClaim IDPRejectedClaimException
         """,
         KeyNotFound: "NotFoundException",
         # KMSInvalidStateException: pending deletion or import, being created or, for keys outside
@@ -115,6 +115,12 @@ BY_CLASS: Final = _table(
     }
 )
 
+#: Verdicts on a signature or a MAC; where one was to be checked they are the answer.
+NOT_AUTHENTIC: Final = _names("KMSInvalidSignatureException KMSInvalidMacException")
+
+#: What asking a key for something that keys of its kind do not do may be answered with.
+MISFIT: Final = _names("InvalidKeyUsageException UnsupportedOperationException ValidationException")
+
 #: After these the client is of no use: only credentials that are looked up anew can help.
 _STALE: Final = _names(
     """
@@ -148,7 +154,10 @@ _ADVICE: Final[Mapping[type[KMSError], str]] = {
     ConfigError: "check region and endpoint_url",
     ServiceError: "look the code up in the AWS documentation",
 }
-_UNTRUSTED: Final = "the endpoint's TLS certificate is not trusted: check endpoint_url and ca_file"
+_ROLE_REFUSED: Final = (
+    "check that these credentials may assume the role, the role's trust policy and external_id"
+)
+_UNTRUSTED: Final = "the endpoint's TLS certificate is not trusted: check its address and ca_file"
 _HIDDEN_KEY: Final = ", and that the key exists in this region: AWS does not tell these apart"
 
 _CODE: Final = re.compile(r"[A-Za-z0-9_.]{1,80}")
@@ -156,21 +165,38 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,80}")
 _WHOLE_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
+class RoleNotAssumed(Exception):
+    """The role whose credentials sign the requests could not be assumed; ``cause`` says why.
+
+    Raised and translated within this package.
+    """
+
+    def __init__(self, role: str, cause: Exception) -> None:
+        super().__init__(role)
+        self.role = role
+        self.cause = cause
+
+
 @frozen
 class Fault:
-    """``error`` is to be raised from ``cause``; ``stale`` if the client should be built anew."""
+    """``error`` is to be raised from ``cause``; ``stale`` if the client should be built anew.
+
+    ``code`` is the service's own, empty if it did not answer.
+    """
 
     error: KMSError
     cause: Exception | None = None
     stale: bool = False
+    code: str = ""
 
 
 def translate(exc: Exception, operation: str, key: str) -> Fault:
     """What ``exc``, raised by the SDK in ``operation`` on ``key``, means."""
-    response = getattr(exc, "response", None)
-    if isinstance(response, Mapping) and "Error" in response:
+    if isinstance(exc, RoleNotAssumed):
+        return _of_role(exc.cause, f"role {exc.role}")
+    if response := _answered(exc):
         return _of_service(exc, response, operation, key)
-    return _of_sdk(exc, operation, key)
+    return _of_sdk(exc, operation, _Asked("AWS KMS", key))
 
 
 def ciphertext_refused(key: str, request: str = "") -> InvalidCiphertext:
@@ -179,39 +205,85 @@ def ciphertext_refused(key: str, request: str = "") -> InvalidCiphertext:
     return InvalidCiphertext(f"the ciphertext does not open with {key}{request}: {advice}")
 
 
+@frozen
+class _Asked:
+    """Who was asked, and about what."""
+
+    service: str
+    about: str
+
+
 def _of_service(exc: Exception, response: Mapping[str, Any], operation: str, key: str) -> Fault:
-    metadata = response.get("ResponseMetadata", {})
-    code = str(response["Error"].get("Code", ""))
-    status = metadata.get("HTTPStatusCode", 0)
-    kind = BY_CODE.get(code) or _by_status(status)
+    code, kind = _verdict(response)
+    request = _request(response)
     if kind is InvalidCiphertext:
-        return Fault(ciphertext_refused(key, _request(metadata)))
-    shown = code if _CODE.fullmatch(code) else f"HTTP status {status}"
+        return Fault(ciphertext_refused(key, request), code=code)
     advice = _ADVICE[kind]
     if kind is AccessDenied and operation == "decrypt":
         advice += _HIDDEN_KEY
-    message = f"AWS answered {shown} for {key}{_request(metadata)}; {advice}"
+    message = f"AWS answered {_shown(response)} for {key}{request}; {advice}"
     return Fault(
-        _error(kind, message, metadata),
+        _error(kind, message, response),
         cause=exc if code in _CHAINED else None,
         stale=code in _STALE,
+        code=code,
     )
 
 
-def _of_sdk(exc: Exception, operation: str, key: str) -> Fault:
+def _of_role(exc: Exception, role: str) -> Fault:
+    """As for any request, but whatever STS has against this one, it refuses the role."""
+    response = _answered(exc)
+    if not response:
+        return _of_sdk(exc, "assume_role", _Asked("AWS STS", role))
+    code, kind = _verdict(response)
+    if not issubclass(kind, Unavailable | Throttled):
+        kind = AccessDenied
+    advice = _ROLE_REFUSED if kind is AccessDenied else _ADVICE[kind]
+    message = f"AWS STS answered {_shown(response)} for {role}{_request(response)}; {advice}"
+    return Fault(_error(kind, message, response), stale=code in _STALE)
+
+
+def _of_sdk(exc: Exception, operation: str, asked: _Asked) -> Fault:
     names = [cls.__name__ for cls in type(exc).__mro__]
     kind = next((BY_CLASS[name] for name in names if name in BY_CLASS), None)
     if _is_untrusted(exc):
-        return Fault(AccessDenied(f"AWS KMS was not asked about {key}: {_UNTRUSTED}"), cause=exc)
+        message = f"{asked.service} was not asked about {asked.about}: {_UNTRUSTED}"
+        return Fault(AccessDenied(message), cause=exc)
     if kind is None:  # the SDK's parsers trip over a malformed answer in many ways
-        message = f"the SDK failed in {operation} for {key} ({names[0]}); {_ADVICE[Unavailable]}"
-        return Fault(Unavailable(message))
-    message = f"no answer from AWS KMS about {key} ({names[0]}); {_ADVICE[kind]}"
+        failed = f"the SDK failed in {operation} for {asked.about} ({names[0]})"
+        return Fault(Unavailable(f"{failed}; {_ADVICE[Unavailable]}"))
+    message = f"no answer from {asked.service} about {asked.about} ({names[0]}); {_ADVICE[kind]}"
     return Fault(
         kind(message),
         cause=None if _CHAINED.isdisjoint(names) else exc,
         stale=not _STALE.isdisjoint(names),
     )
+
+
+def _answered(exc: Exception) -> Mapping[str, Any]:
+    """The service's answer, empty if there was none."""
+    response = getattr(exc, "response", None)
+    return response if isinstance(response, Mapping) and "Error" in response else {}
+
+
+def _verdict(response: Mapping[str, Any]) -> tuple[str, type[KMSError]]:
+    code = str(response["Error"].get("Code", ""))
+    return code, BY_CODE.get(code) or _by_status(_status(response))
+
+
+def _shown(response: Mapping[str, Any]) -> str:
+    code = str(response["Error"].get("Code", ""))
+    return code if _CODE.fullmatch(code) else f"HTTP status {_status(response)}"
+
+
+def _status(response: Mapping[str, Any]) -> int:
+    status: int = _metadata(response).get("HTTPStatusCode", 0)
+    return status
+
+
+def _metadata(response: Mapping[str, Any]) -> Mapping[str, Any]:
+    metadata: Mapping[str, Any] = response.get("ResponseMetadata", {})
+    return metadata
 
 
 def _by_status(status: int) -> type[KMSError]:
@@ -223,9 +295,10 @@ def _by_status(status: int) -> type[KMSError]:
     return ServiceError if 400 <= status < 500 and status != 408 else Unavailable
 
 
-def _error(kind: type[KMSError], message: str, metadata: Mapping[str, Any]) -> KMSError:
+def _error(kind: type[KMSError], message: str, response: Mapping[str, Any]) -> KMSError:
     if kind is Throttled:
-        return Throttled(message, retry_after=_retry_after(metadata.get("HTTPHeaders", {})))
+        headers = _metadata(response).get("HTTPHeaders", {})
+        return Throttled(message, retry_after=_retry_after(headers))
     return kind(message)
 
 
@@ -237,8 +310,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _request(metadata: Mapping[str, Any]) -> str:
-    request_id = str(metadata.get("RequestId", ""))
+def _request(response: Mapping[str, Any]) -> str:
+    request_id = str(_metadata(response).get("RequestId", ""))
     return f" (request id {request_id})" if _REQUEST_ID.fullmatch(request_id) else ""
 
 

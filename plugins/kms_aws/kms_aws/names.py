@@ -23,11 +23,30 @@ _ARN: Final = re.compile(
     rf"arn:({_PARTITION}):kms:({_REGION}):({_ACCOUNT}):(?:key/({_KEY_ID})|{_ALIAS})"
 )
 _LOCAL_NAME: Final = re.compile(rf"({_KEY_ID})|{_ALIAS}")
+# The limits of AssumeRole: a role has a path, a session has a name of 2 to 64 characters.
+_ROLE: Final = re.compile(rf"arn:{_PARTITION}:iam::{_ACCOUNT}:role/[A-Za-z0-9_+=,.@/-]{{1,576}}")
+_SESSION_NAME: Final = re.compile(r"[A-Za-z0-9_+=,.@-]{2,64}")
+_EXTERNAL_ID: Final = re.compile(r"[A-Za-z0-9_+=,.@:/-]{2,1224}")
 
 
 def is_region(text: str) -> bool:
     """Whether ``text`` has the form of a region's name; it becomes part of a host name."""
     return _IS_REGION.fullmatch(text) is not None
+
+
+def is_role(text: str) -> bool:
+    """Whether ``text`` has the form of a role's ARN."""
+    return _ROLE.fullmatch(text) is not None
+
+
+def is_session_name(text: str) -> bool:
+    """Whether a session of a role may be called ``text``."""
+    return _SESSION_NAME.fullmatch(text) is not None
+
+
+def is_external_id(text: str) -> bool:
+    """Whether ``text`` has the form of what a trust policy asks for as ``sts:ExternalId``."""
+    return _EXTERNAL_ID.fullmatch(text) is not None
 
 
 @frozen

@@ -2,77 +2,186 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import boto3
 import pytest
 
-from kms_core import AccessDenied, InvalidCiphertext, KMSError
+from kms_core import AccessDenied, Context, Duration, InvalidCiphertext, InvalidRequest, KMSError
 from kms_core.testing import ProviderConformance
+from kms_core.testing.servers import Panel, StrictAwsServer
 
 if TYPE_CHECKING:
     from kms_aws.provider import AwsKmsProvider
-    from tests.conftest import Providers, StrictKms
+    from kms_core.testing.servers import AwsServer
+    from tests.conftest import Providers
 
 FOREIGN = "aws-kms://arn:aws:kms:us-east-1:999999999999:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+CONTEXT = Context({"tenant": "42"})
+SIGNS = "SIGN_VERIFY"
 
 
 class _Aws(ProviderConformance):
     foreign_key_uri = FOREIGN
     plugin_module = "kms_aws"
     sdk_modules = ("boto3", "botocore", "urllib3")
+    rotates = True
+
+    def test_rotation_is_recorded_and_old_wraps_open(
+        self, provider: AwsKmsProvider, key_id: str
+    ) -> None:
+        """As the suite's, but for Encrypt: that does not tell which material it used."""
+        old = provider.generate_data_key(key_id, CONTEXT)
+        info = provider.rotate_key(key_id)
+        new = provider.generate_data_key(key_id, CONTEXT)
+        assert info.primary_version == new.ciphertext.key_version != old.ciphertext.key_version
+        for data_key in (old, new):
+            opened = provider.decrypt(key_id, data_key.ciphertext, CONTEXT)
+            assert opened == data_key.plaintext
 
 
-class TestStrictKey(_Aws):
-    """A key that is configured by its ARN."""
+class _Strict(_Aws):
+    """Against the strict server, without anything in between."""
+
+    operations: ClassVar[Mapping[str, str]] = {
+        "encrypt": "Encrypt",
+        "decrypt": "Decrypt",
+        "generate_data_key": "GenerateDataKey",
+        "sign": "Sign",
+        "verify": "Verify",
+        "public_key": "GetPublicKey",
+        "health": "DescribeKey",
+        "describe_key": "DescribeKey",
+        "rotate_key": "RotateKeyOnDemand",
+    }
 
     @pytest.fixture
-    def key_id(self, aws: StrictKms) -> str:
-        return str(aws.add_key())
+    def server(self) -> Iterator[StrictAwsServer]:
+        with StrictAwsServer() as server:
+            yield server
 
     @pytest.fixture
-    def provider(self, aws: StrictKms, make: Providers, key_id: str) -> AwsKmsProvider:
-        return make(aws.url, key_id)
+    def panel(self, server: StrictAwsServer) -> Panel:
+        return server.panel
 
     @pytest.fixture
-    def other_key(self, aws: StrictKms, make: Providers) -> tuple[AwsKmsProvider, str]:
-        arn = aws.add_key()
-        return make(aws.url, arn), str(arn)
-
-
-class TestStrictAlias(_Aws):
-    """An alias, whose key has to be found out."""
+    def key_id(self, server: StrictAwsServer) -> str:
+        return server.create_key()
 
     @pytest.fixture
-    def key_id(self, aws: StrictKms) -> str:
-        aws.add_key(alias="alias/app")
+    def provider(self, server: StrictAwsServer, make: Providers, key_id: str) -> AwsKmsProvider:
+        return make(server, key_id, **self.settings())
+
+    @pytest.fixture
+    def other_key(self, server: StrictAwsServer, make: Providers) -> tuple[AwsKmsProvider, str]:
+        arn = server.create_key()
+        return make(server, arn), arn
+
+    @pytest.fixture
+    def signing_key(self, server: StrictAwsServer, make: Providers) -> tuple[AwsKmsProvider, str]:
+        arn = server.create_key(**self.signing_options())
+        return make(server, arn, attempt_timeout=Duration(2.0)), arn
+
+    def settings(self) -> dict[str, Any]:
+        return {"attempt_timeout": Duration(2.0)}
+
+    def signing_options(self) -> dict[str, Any]:
+        return {"spec": "ECC_NIST_P256", "usage": SIGNS}
+
+
+class TestStrictKey(_Strict):
+    """A symmetric key that is configured by its ARN; signing with P-256."""
+
+    signs = ("ECDSA-SHA256",)
+
+
+class TestStrictAlias(_Strict):
+    """An alias, whose key has to be found out; signing with Ed25519."""
+
+    signs = ("Ed25519",)
+
+    @pytest.fixture
+    def key_id(self, server: StrictAwsServer) -> str:
+        server.create_key(alias="alias/app")
         return "alias/app"
 
-    @pytest.fixture
-    def provider(self, aws: StrictKms, make: Providers, key_id: str) -> AwsKmsProvider:
-        return make(aws.url, key_id, region="us-east-1")
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "region": "us-east-1"}
+
+    def signing_options(self) -> dict[str, Any]:
+        return {"spec": "ECC_NIST_EDWARDS25519", "usage": SIGNS}
+
+
+class TestStrictMultiRegionKey(_Strict):
+    """A multi-Region key with a replica; signing with ML-DSA-65."""
+
+    signs = ("ML-DSA-65",)
 
     @pytest.fixture
-    def other_key(self, aws: StrictKms, make: Providers) -> tuple[AwsKmsProvider, str]:
-        arn = aws.add_key()
-        return make(aws.url, arn), str(arn)
+    def key_id(self, server: StrictAwsServer) -> str:
+        return server.create_key("us-east-1", "eu-west-1", multi_region=True)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "replica_regions": ("eu-west-1",)}
+
+    def signing_options(self) -> dict[str, Any]:
+        return {"spec": "ML_DSA_65", "usage": SIGNS}
 
 
-class TestStrictMultiRegionKey(_Aws):
-    """A multi-Region key with a replica."""
+class TestStrictReplica(TestStrictMultiRegionKey):
+    """The replica; MACs with HMAC-SHA256."""
+
+    signs = ("HMAC-SHA256",)
+    operations: ClassVar[Mapping[str, str]] = {
+        **_Strict.operations,
+        "sign": "GenerateMac",
+        "verify": "VerifyMac",
+    }
 
     @pytest.fixture
-    def key_id(self, aws: StrictKms) -> str:
-        return str(aws.add_key("us-east-1", "eu-west-1", multi_region=True))
+    def key_id(self, server: StrictAwsServer) -> str:
+        arn = server.create_key("us-east-1", "eu-west-1", multi_region=True)
+        return arn.replace("us-east-1", "eu-west-1")
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "replica_regions": ("us-east-1",)}
+
+    def signing_options(self) -> dict[str, Any]:
+        return {"spec": "HMAC_256", "usage": "GENERATE_VERIFY_MAC"}
+
+
+class TestStrictRsa(_Strict):
+    """An RSA key, which wraps less; signing with another one."""
+
+    max_plaintext = 158
+    wraps_offline = True
+    signs = ("RSA-PSS-SHA256", "RSA-PKCS1-SHA512")
 
     @pytest.fixture
-    def provider(self, aws: StrictKms, make: Providers, key_id: str) -> AwsKmsProvider:
-        return make(aws.url, key_id, replica_regions=("eu-west-1",))
+    def key_id(self, server: StrictAwsServer) -> str:
+        return server.create_key(spec="RSA_2048")
 
     @pytest.fixture
-    def other_key(self, aws: StrictKms, make: Providers) -> tuple[AwsKmsProvider, str]:
-        arn = aws.add_key()
-        return make(aws.url, arn), str(arn)
+    def provider(self, server: StrictAwsServer, make: Providers, key_id: str) -> AwsKmsProvider:
+        provider = make(server, key_id, **self.settings())
+        provider.health(key_id)  # by which it knows the kind of its key
+        return provider
+
+    @pytest.fixture
+    def other_key(self, server: StrictAwsServer, make: Providers) -> tuple[AwsKmsProvider, str]:
+        arn = server.create_key(spec="RSA_2048")
+        return make(server, arn), arn
+
+    def signing_options(self) -> dict[str, Any]:
+        return {"spec": "RSA_2048", "usage": SIGNS}
+
+    def test_rotation_is_recorded_and_old_wraps_open(
+        self, provider: AwsKmsProvider, key_id: str
+    ) -> None:
+        """Asymmetric keys do not rotate."""
+        with pytest.raises(InvalidRequest):
+            provider.rotate_key(key_id)
 
 
 class TestMoto(_Aws):
@@ -86,24 +195,18 @@ class TestMoto(_Aws):
     altered_raises: ClassVar[tuple[type[KMSError], ...]] = (InvalidCiphertext, AccessDenied)
 
     @pytest.fixture
-    def key_id(self, moto_url: str) -> str:
-        return create_key(moto_url)
+    def key_id(self, moto: AwsServer) -> str:
+        return moto.create_key("us-east-1")
 
     @pytest.fixture
-    def provider(self, moto_url: str, make: Providers, key_id: str) -> AwsKmsProvider:
-        return make(moto_url, key_id)
+    def provider(self, moto: AwsServer, make: Providers, key_id: str) -> AwsKmsProvider:
+        return make(moto.endpoint_url, key_id)
 
-
-def create_key(url: str) -> str:
-    """A new key in moto; its ARN."""
-    client: Any = boto3.client(
-        "kms",
-        region_name="us-east-1",
-        endpoint_url=url,
-        aws_access_key_id="x",
-        aws_secret_access_key="y",
-    )
-    try:
-        return str(client.create_key()["KeyMetadata"]["Arn"])
-    finally:
-        client.close()
+    def test_rotation_is_recorded_and_old_wraps_open(
+        self, provider: AwsKmsProvider, key_id: str
+    ) -> None:
+        """A rotation is noted, and moto goes on with the same material."""
+        plaintext = os.urandom(32)
+        old = provider.encrypt(key_id, plaintext, CONTEXT)
+        assert provider.rotate_key(key_id).state == "enabled"
+        assert provider.decrypt(key_id, old, CONTEXT) == plaintext

@@ -2,58 +2,62 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import ipaddress
 import os
 import socket
-import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from kms_aws.connection import Connection
 from kms_aws.settings import AwsKmsSettings
-from kms_core import AccessDenied, Context, DeadlineExceeded, Duration, KMSError, Unavailable
+from kms_core import (
+    AccessDenied,
+    Context,
+    DeadlineExceeded,
+    Duration,
+    KMSError,
+    Unavailable,
+)
+from kms_core.testing.servers import StrictAwsServer
+from kms_core.testing.servers.http import Response
 
 if TYPE_CHECKING:
-    from tests.conftest import Providers, StrictKms
+    from tests.conftest import Aws, Providers
 
 CONTEXT = Context({"tenant": "42"})
 ARN = "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 PATIENCE = 15.0  # seconds within which what takes a fraction of one has to be over
 
 
-@pytest.mark.parametrize("fault", ["hang", "reset", "hang_up", "cut_off"])
-def test_transport_faults_are_outages_after_one_request(
-    aws: StrictKms, make: Providers, fault: str
+@pytest.mark.parametrize("operation", ["encrypt", "health"])
+def test_answer_that_breaks_off_is_an_outage_after_one_request(
+    aws: Aws, make: Providers, operation: str
 ) -> None:
     """However an answer fails to arrive, the SDK does not ask again."""
     arn = aws.add_key()
-    getattr(aws, fault)()
-    provider = make(aws.url, arn, attempt_timeout=Duration(0.2 if fault == "hang" else 20.0))
+    aws.fault = Response(200, b'{"KeyId": "cut off"}', broken=True)
+    every: dict[str, dict[str, Any]] = {"encrypt": {"plaintext": b"k", "context": CONTEXT}}
     with pytest.raises(Unavailable) as caught:
-        provider.encrypt(str(arn), b"k", CONTEXT)
-    assert type(caught.value) is (DeadlineExceeded if fault == "hang" else Unavailable)
+        getattr(make(aws, arn), operation)(key_id=str(arn), **every.get(operation, {}))
+    assert type(caught.value) is Unavailable
     assert len(aws.requests) == 1
 
 
-def test_attempt_timeout_ends_the_wait(aws: StrictKms, make: Providers) -> None:
+def test_attempt_timeout_ends_the_wait(aws: Aws, make: Providers) -> None:
     """A service that hangs costs what the configuration allows, not the SDK's minute."""
     arn = aws.add_key()
-    aws.hang()
-    provider = make(aws.url, arn, attempt_timeout=Duration(0.2))
+    aws.gate.hang()
+    provider = make(aws, arn, attempt_timeout=Duration(0.2))
     provider.prepare()
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="attempt_timeout"):
         provider.health(str(arn))
     assert time.monotonic() - began < PATIENCE
+    assert aws.gate.calls == 1
 
 
 def test_connect_timeout_ends_the_wait(make: Providers) -> None:
@@ -106,8 +110,34 @@ def test_endpoint_in_the_configuration_file_is_ignored(
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({"fips": True}, "https://kms-fips.us-east-1.amazonaws.com"),
+        ({"dualstack": True}, "https://kms.us-east-1.api.aws"),
+        ({"fips": True, "dualstack": True}, "https://kms-fips.us-east-1.api.aws"),
+    ],
+)
+def test_variants_of_the_endpoint_are_settings(settings: dict[str, bool], url: str) -> None:
+    """FIPS and IPv6 are asked for by the configuration."""
+    connection = Connection(AwsKmsSettings(key=ARN, **settings))  # type: ignore[arg-type]
+    assert connection.client().meta.endpoint_url == url
+    connection.close()
+
+
+@pytest.mark.parametrize("variable", ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"])
+def test_variants_of_the_endpoint_are_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A variable changes no address, not even to a better one."""
+    monkeypatch.setenv(variable, "true")
+    connection = Connection(AwsKmsSettings(key=ARN))
+    assert connection.client().meta.endpoint_url == "https://kms.us-east-1.amazonaws.com"
+    connection.close()
+
+
 def test_retry_variables_are_ignored(
-    aws: StrictKms, make: Providers, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, make: Providers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One attempt is one attempt, whatever the environment asks for."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "5")
@@ -115,18 +145,18 @@ def test_retry_variables_are_ignored(
     arn = aws.add_key()
     aws.fail_with("ThrottlingException")
     with pytest.raises(KMSError):
-        make(aws.url, arn).health(str(arn))
+        make(aws, arn).health(str(arn))
     assert len(aws.requests) == 1
 
 
 def test_loopback_goes_around_proxies(
-    aws: StrictKms, make: Providers, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, make: Providers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy cannot reach our loopback, and has no business with it."""
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     arn = aws.add_key()
-    assert make(aws.url, arn).health(str(arn)).ok
+    assert make(aws, arn).health(str(arn)).ok
 
 
 def test_limits_reach_the_client() -> None:
@@ -149,43 +179,41 @@ def test_limits_reach_the_client() -> None:
 
 
 def test_without_credentials_access_is_denied_until_there_are_some(
-    aws: StrictKms, make: Providers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, make: Providers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Credentials that turn up later are found by the next call."""
     arn = aws.add_key()
-    provider = make(aws.url, arn, access_key_id=None, secret_access_key=None)
+    provider = make(aws, arn, access_key_id=None, secret_access_key=None)
     with pytest.raises(AccessDenied, match="NoCredentialsError"):
         provider.health(str(arn))
-    write_credentials(tmp_path / "credentials", "default")
+    write_credentials(tmp_path / "credentials", "default", aws)
     assert provider.health(str(arn)).ok
 
 
-def test_expired_credentials_are_looked_up_anew(
-    aws: StrictKms, make: Providers, tmp_path: Path
-) -> None:
+def test_expired_credentials_are_looked_up_anew(aws: Aws, make: Providers, tmp_path: Path) -> None:
     """After the service called them expired, the next call reads the files again."""
     arn = aws.add_key()
-    write_credentials(tmp_path / "credentials", "dev")
-    provider = make(aws.url, arn, profile="dev")
+    write_credentials(tmp_path / "credentials", "dev", aws)
+    provider = make(aws, arn, profile="dev")
     provider.prepare()
-    before = provider._connection.client()
+    before = provider._service._connection.client()
     aws.fail_with("ExpiredTokenException")
     with pytest.raises(AccessDenied):
         provider.health(str(arn))
     aws.fault = None
     assert provider.health(str(arn)).ok
-    assert provider._connection.client() is not before
+    assert provider._service._connection.client() is not before
 
 
-def test_other_denials_keep_the_client(aws: StrictKms, make: Providers) -> None:
+def test_other_denials_keep_the_client(aws: Aws, make: Providers) -> None:
     """A policy that denies says nothing against the credentials."""
     arn = aws.add_key()
-    provider = make(aws.url, arn)
-    before = provider._connection.client()
+    provider = make(aws, arn)
+    before = provider._service._connection.client()
     aws.fail_with("AccessDeniedException")
     with pytest.raises(AccessDenied):
         provider.health(str(arn))
-    assert provider._connection.client() is before
+    assert provider._service._connection.client() is before
 
 
 def test_missing_profile_is_told_when_preparing(make: Providers) -> None:
@@ -208,75 +236,43 @@ def test_unreachable_source_of_credentials_is_an_outage(
         provider.health(ARN)
 
 
-def write_credentials(file: Path, profile: str) -> None:
+def write_credentials(file: Path, profile: str, aws: Aws) -> None:
     """Credentials as the SDK's shared file keeps them."""
-    file.write_text(f"[{profile}]\naws_access_key_id = AKIDX\naws_secret_access_key = s3cr3t\n")
+    file.write_text(
+        f"[{profile}]\naws_access_key_id = {aws.strict.access_key_id}\n"
+        f"aws_secret_access_key = {aws.strict.secret_access_key}\n"
+    )
 
 
 # TLS
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "strict kms")])
-    now = dt.datetime.now(dt.UTC)
-    built = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path / "tls.pem"
-    file.write_bytes(
-        built.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return file
+def private() -> Iterator[StrictAwsServer]:
+    """A server whose certificate nobody knows."""
+    with StrictAwsServer(tls=True) as server:
+        yield server
 
 
-def serving(certificate: Path) -> ssl.SSLContext:
-    """The server's side of TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
-
-
-def test_own_certificate_authority_is_trusted(
-    unstarted: StrictKms, make: Providers, certificate: Path
-) -> None:
+def test_own_certificate_authority_is_trusted(private: StrictAwsServer, make: Providers) -> None:
     """``ca_file`` lets a private endpoint be verified."""
-    unstarted.start(serving(certificate))
-    arn = unstarted.add_key()
-    assert make(unstarted.url, arn, insecure=False, ca_file=certificate).health(str(arn)).ok
+    arn = private.create_key()
+    assert make(private, arn, insecure=False, ca_file=private.ca_file).health(arn).ok
 
 
-def test_untrusted_certificate_is_no_outage(
-    unstarted: StrictKms, make: Providers, certificate: Path
-) -> None:
+def test_untrusted_certificate_is_no_outage(private: StrictAwsServer, make: Providers) -> None:
     """A certificate that does not verify will not do so at the next attempt either."""
-    unstarted.start(serving(certificate))
-    arn = unstarted.add_key()
+    arn = private.create_key()
     with pytest.raises(AccessDenied, match="ca_file"):
-        make(unstarted.url, arn).health(str(arn))
-    assert unstarted.requests == []
+        make(private, arn).health(arn)
+    assert private.requests == []
 
 
-def test_tls_spoken_to_a_plain_server_is_an_outage(aws: StrictKms, make: Providers) -> None:
+def test_tls_spoken_to_a_plain_server_is_an_outage(aws: Aws, make: Providers) -> None:
     """Any other trouble of a handshake is the network's."""
     arn = aws.add_key()
     with pytest.raises(Unavailable) as caught:
-        make(aws.url.replace("http:", "https:"), arn).health(str(arn))
+        make(aws.endpoint_url.replace("http:", "https:"), arn).health(str(arn))
     assert type(caught.value) is Unavailable
 
 
@@ -302,13 +298,16 @@ def test_threads_share_one_client() -> None:
     connection.close()
 
 
-def test_connections_are_reused(aws: StrictKms, make: Providers) -> None:
-    """Calls in a row share a connection."""
+def test_connections_are_reused(aws: Aws, make: Providers) -> None:
+    """Calls in a row share a connection: one that was opened before the door was shut."""
     arn = aws.add_key()
-    provider = make(aws.url, arn)
+    provider = make(aws, arn)
+    client = provider._service._connection.client()
     for _ in range(5):
         provider.health(str(arn))
-    assert len(aws._open) == 1
+    manager = client._endpoint.http_session._manager
+    (pool,) = (manager.pools[key] for key in manager.pools.keys())  # noqa: SIM118  no mapping
+    assert (pool.num_connections, pool.num_requests) == (1, 5)
 
 
 def test_child_builds_its_own_client_even_if_the_lock_was_held() -> None:
@@ -325,10 +324,10 @@ def test_child_builds_its_own_client_even_if_the_lock_was_held() -> None:
     connection.close()
 
 
-def test_close_ends_the_connections(aws: StrictKms, make: Providers) -> None:
+def test_close_ends_the_connections(aws: Aws, make: Providers) -> None:
     """The sockets are closed, closing again changes nothing, and a late call still works."""
     arn = aws.add_key()
-    provider = make(aws.url, arn)
+    provider = make(aws, arn)
     provider.health(str(arn))
     provider.close()
     provider.close()
@@ -339,4 +338,4 @@ def test_close_before_use_builds_nothing() -> None:
     """An instance that never worked has nothing to close."""
     connection = Connection(AwsKmsSettings(key=ARN))
     connection.close()
-    assert connection._held.client is None
+    assert connection._held.clients is None

@@ -29,7 +29,7 @@ from kms_core import (
 
 if TYPE_CHECKING:
     from kms_aws.provider import AwsKmsProvider
-    from tests.conftest import Providers, StrictKms
+    from tests.conftest import Aws, Providers
 
 CONTEXT = Context({"tenant": "x-marks-the-tenant"})
 PLAINTEXT = b"x-marks-the-plaintext"
@@ -74,7 +74,6 @@ SERVICE_CODES: dict[type[KMSError], list[str]] = {
     InvalidCiphertext: ["InvalidCiphertextException", "IncorrectKeyException"],
     InvalidRequest: [
         "ValidationException",
-        "InvalidKeyUsageException",
         "UnsupportedOperationException",
         "InvalidArnException",
         "MalformedPolicyDocumentException",
@@ -117,9 +116,9 @@ SDK_CLASSES: dict[type[KMSError], list[str]] = {
 
 
 @pytest.fixture
-def provider(aws: StrictKms, make: Providers) -> AwsKmsProvider:
+def provider(aws: Aws, make: Providers) -> AwsKmsProvider:
     """An instance whose key exists, on a server that is about to fail."""
-    return make(aws.url, aws.add_key(), attempt_timeout=Duration(20.0))
+    return make(aws, aws.add_key(), attempt_timeout=Duration(20.0))
 
 
 def caught_from(provider: AwsKmsProvider, operation: str) -> KMSError:
@@ -144,7 +143,7 @@ ROWS = [(code, kind) for kind, codes in SERVICE_CODES.items() for code in codes]
 
 @pytest.mark.parametrize(("code", "kind"), ROWS, ids=[code for code, _ in ROWS])
 def test_service_code_becomes_its_class(
-    aws: StrictKms, provider: AwsKmsProvider, code: str, kind: type[KMSError]
+    aws: Aws, provider: AwsKmsProvider, code: str, kind: type[KMSError]
 ) -> None:
     """The code alone decides, and the request is not repeated."""
     aws.fail_with(code, 400)
@@ -152,22 +151,37 @@ def test_service_code_becomes_its_class(
     assert len(aws.requests) == 1
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_all_operations_share_the_table(
-    aws: StrictKms, provider: AwsKmsProvider, operation: str
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("encrypt", InvalidRequest),
+        ("decrypt", InvalidCiphertext),
+        ("generate_data_key", InvalidRequest),
+        ("describe_key", InvalidRequest),
+    ],
+)
+def test_wrong_kind_of_key_is_the_callers_mistake_but_for_ciphertexts(
+    aws: Aws, provider: AwsKmsProvider, operation: str, kind: type[KMSError]
 ) -> None:
+    """How it was wrapped stands in the envelope, so decrypting blames that."""
+    aws.fail_with("InvalidKeyUsageException")
+    assert type(caught_from(provider, operation)) is kind
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_all_operations_share_the_table(aws: Aws, provider: AwsKmsProvider, operation: str) -> None:
     """No operation translates on its own, and none is tried twice."""
     aws.fail_with("KMSInternalException", 500)
     assert type(caught_from(provider, operation)) is Unavailable
     assert len(aws.requests) == 1
 
 
-def test_status_does_not_overrule_a_known_code(aws: StrictKms, provider: AwsKmsProvider) -> None:
+def test_status_does_not_overrule_a_known_code(aws: Aws, provider: AwsKmsProvider) -> None:
     """Nearly everything arrives as status 400, so a known code is believed before it."""
     for code, kind in errors.BY_CODE.items():
         aws.fail_with(code, 418)
         assert type(caught_from(provider, "encrypt")) is kind, code
-    assert len(aws.requests) == len(errors.BY_CODE)
+    assert aws.operations.count("Encrypt") == len(errors.BY_CODE)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,7 @@ def test_status_does_not_overrule_a_known_code(aws: StrictKms, provider: AwsKmsP
 )
 @pytest.mark.parametrize("body", [b"", b"<html>no</html>", b'{"__type": "NewException"}'])
 def test_unknown_code_is_judged_by_status(
-    aws: StrictKms, provider: AwsKmsProvider, status: int, kind: type[KMSError], body: bytes
+    aws: Aws, provider: AwsKmsProvider, status: int, kind: type[KMSError], body: bytes
 ) -> None:
     """Where the code says nothing, the class of the status does; it never condemns a ciphertext."""
     aws.answer_with(body, status)
@@ -198,7 +212,7 @@ def test_unknown_code_is_judged_by_status(
     assert len(aws.requests) == 1
 
 
-def test_answer_without_a_body_shows_its_status(aws: StrictKms, provider: AwsKmsProvider) -> None:
+def test_answer_without_a_body_shows_its_status(aws: Aws, provider: AwsKmsProvider) -> None:
     """A bare status stands where the code would."""
     aws.answer_with(b"", 502)
     assert "answered 502 for" in str(caught_from(provider, "encrypt"))
@@ -216,7 +230,7 @@ def test_answer_without_a_body_shows_its_status(aws: StrictKms, provider: AwsKms
     ],
 )
 def test_throttled_says_how_long(
-    aws: StrictKms, provider: AwsKmsProvider, headers: dict[str, str], seconds: float | None
+    aws: Aws, provider: AwsKmsProvider, headers: dict[str, str], seconds: float | None
 ) -> None:
     """The wait comes from a header, if there is one that makes sense."""
     aws.fail_with("ThrottlingException", 400, headers)
@@ -225,7 +239,7 @@ def test_throttled_says_how_long(
     assert error.retry_after == seconds
 
 
-def test_message_carries_code_key_and_request_id(aws: StrictKms, provider: AwsKmsProvider) -> None:
+def test_message_carries_code_key_and_request_id(aws: Aws, provider: AwsKmsProvider) -> None:
     """An operator can look the request up in CloudTrail."""
     aws.fail_with("AccessDeniedException")
     message = str(caught_from(provider, "encrypt"))
@@ -233,7 +247,7 @@ def test_message_carries_code_key_and_request_id(aws: StrictKms, provider: AwsKm
     assert f"AccessDeniedException for {arn} (request id request-1);" in message
 
 
-def test_refused_ciphertexts_look_alike(aws: StrictKms, provider: AwsKmsProvider) -> None:
+def test_refused_ciphertexts_look_alike(aws: Aws, provider: AwsKmsProvider) -> None:
     """Whether the key or the bytes were wrong is not for the caller to know."""
     messages = set()
     for code in SERVICE_CODES[InvalidCiphertext]:
@@ -242,7 +256,7 @@ def test_refused_ciphertexts_look_alike(aws: StrictKms, provider: AwsKmsProvider
     assert len(messages) == 1
 
 
-def test_denied_decrypt_hints_at_a_missing_key(aws: StrictKms, provider: AwsKmsProvider) -> None:
+def test_denied_decrypt_hints_at_a_missing_key(aws: Aws, provider: AwsKmsProvider) -> None:
     """AWS hides missing keys behind AccessDeniedException when decrypting, and only then."""
     aws.fail_with("AccessDeniedException")
     assert "exists in this region" in str(caught_from(provider, "decrypt"))
@@ -251,7 +265,7 @@ def test_denied_decrypt_hints_at_a_missing_key(aws: StrictKms, provider: AwsKmsP
 
 @pytest.mark.parametrize("operation", ["encrypt", "decrypt"])
 def test_vendor_text_does_not_enter_messages(
-    aws: StrictKms, provider: AwsKmsProvider, operation: str
+    aws: Aws, provider: AwsKmsProvider, operation: str
 ) -> None:
     """Messages are ours, in one line, and repeat nothing that was sent."""
     for code in [*errors.BY_CODE, "NewException"]:
@@ -262,7 +276,7 @@ def test_vendor_text_does_not_enter_messages(
 
 @pytest.mark.parametrize("code", ["InvalidSignatureException", "ValidationException", "New"])
 def test_text_that_may_repeat_the_request_is_not_chained(
-    aws: StrictKms, provider: AwsKmsProvider, code: str
+    aws: Aws, provider: AwsKmsProvider, code: str
 ) -> None:
     """Signature and validation errors quote signed headers and parameters."""
     aws.fail_with(code)
@@ -271,14 +285,14 @@ def test_text_that_may_repeat_the_request_is_not_chained(
     assert error.__context__ is None
 
 
-def test_harmless_cause_is_chained(aws: StrictKms, provider: AwsKmsProvider) -> None:
+def test_harmless_cause_is_chained(aws: Aws, provider: AwsKmsProvider) -> None:
     """A denial's text tells which policy was missing, so a traceback may show it."""
     aws.fail_with("AccessDeniedException")
     assert "vendor text" in str(caught_from(provider, "encrypt").__cause__)
 
 
 @pytest.mark.parametrize("code", ["Bad\nCode", "x" * 200, "<script>"])
-def test_odd_codes_are_not_repeated(aws: StrictKms, provider: AwsKmsProvider, code: str) -> None:
+def test_odd_codes_are_not_repeated(aws: Aws, provider: AwsKmsProvider, code: str) -> None:
     """A hostile answer cannot write lines into logs."""
     aws.fail_with(code, 400, {"x-amzn-RequestId": "x" * 200})
     message = str(caught_from(provider, "encrypt"))
@@ -318,6 +332,11 @@ def test_refused_parameters_are_not_chained() -> None:
     """The SDK's own check shows the values it refuses."""
     refused = botocore.exceptions.ParamValidationError(report="x-marks-the-plaintext")
     assert errors.translate(refused, "encrypt", "k").cause is None
+
+
+def test_bad_signature_is_no_error_of_the_table() -> None:
+    """Where one is checked, "no" is the answer."""
+    assert errors.NOT_AUTHENTIC.isdisjoint(errors.BY_CODE)
 
 
 def test_unforeseen_exception_is_a_fault_of_the_answer() -> None:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from kms_aws.settings import AwsKmsSettings
+from kms_aws.settings import AwsKmsSettings, is_loopback
 from kms_core import Duration, Secret
 
 UUID = "1234abcd-12ab-34cd-56ef-1234567890ab"
 MRK = "mrk-1234abcd12ab34cd56ef1234567890ab"
 ARN = f"arn:aws:kms:us-east-1:111122223333:key/{UUID}"
 MRK_ARN = f"arn:aws:kms:us-east-1:111122223333:key/{MRK}"
+ROLE = "arn:aws:iam::111122223333:role/team/app"
 SECRETS = {"access_key_id": Secret("a"), "secret_access_key": Secret("b")}
 
 
@@ -53,6 +54,25 @@ SECRETS = {"access_key_id": Secret("a"), "secret_access_key": Secret("b")}
         ("access_key_id", {"secret_access_key": Secret("b")}),
         ("session_token", {"session_token": Secret("c")}),
         ("profile", {"profile": "dev", **SECRETS}),
+        ("fips", {"fips": True, "endpoint_url": "https://kms.example"}),
+        ("dualstack", {"dualstack": True, "endpoint_url": "https://kms.example"}),
+        ("fips", {"fips": True, "role_arn": ROLE, "sts_endpoint_url": "https://sts.example"}),
+        ("role_arn", {"role_arn": "app"}),
+        ("role_arn", {"role_arn": ROLE.replace(":role/", ":user/")}),
+        ("role_arn", {"role_arn": f"{ROLE} x"}),
+        ("role_session_name", {"role_session_name": "app"}),
+        ("role_session_name", {"role_arn": ROLE, "role_session_name": "a"}),
+        ("role_session_name", {"role_arn": ROLE, "role_session_name": "a b"}),
+        ("external_id", {"external_id": "tenant-42"}),
+        ("external_id", {"role_arn": ROLE, "external_id": "ä"}),
+        ("sts_endpoint_url", {"sts_endpoint_url": "https://sts.example"}),
+        ("sts_endpoint_url", {"role_arn": ROLE, "sts_endpoint_url": "sts.example"}),
+        ("sts_endpoint_url", {"role_arn": ROLE, "sts_endpoint_url": "http://sts.example"}),
+        ("sts_endpoint_url", {"role_arn": ROLE, "sts_endpoint_url": "http://127.0.0.1:5000"}),
+        (
+            "sts_endpoint_url",
+            {"role_arn": ROLE, "endpoint_url": "http://127.0.0.1:5000", "insecure": True},
+        ),
         ("connect_timeout", {"connect_timeout": Duration(0.0)}),
         ("attempt_timeout", {"attempt_timeout": Duration(-1.0)}),
         ("attempt_timeout", {"attempt_timeout": Duration(float("nan"))}),
@@ -85,6 +105,11 @@ def test_impossible_settings_name_their_field(field: str, wrong: dict[str, Any])
         {"endpoint_url": "http://[::1]:5000", "insecure": True},
         {"endpoint_url": "http://localhost:5000", "insecure": True},
         {"profile": "dev"},
+        {"profile": "dev", "role_arn": ROLE},
+        {"fips": True, "dualstack": True, "role_arn": ROLE},
+        {"role_arn": ROLE, "role_session_name": "app@host", "external_id": "tenant:42", **SECRETS},
+        {"role_arn": ROLE, "endpoint_url": "https://kms.example"},
+        {"role_arn": ROLE, "sts_endpoint_url": "http://localhost:1", "insecure": True},
         {**SECRETS, "session_token": Secret("c")},
         {"attempt_timeout": Duration(0.05), "connect_timeout": Duration(600.0)},
     ],
@@ -117,8 +142,9 @@ def test_retired_replicas_are_seen_from_here() -> None:
     assert [str(arn) for arn in settings.retired_keys] == [MRK_ARN]
 
 
-def test_default_endpoint_is_not_loopback() -> None:
+def test_loopback_is_this_machine() -> None:
     """Proxies are bypassed for loopback endpoints and no others."""
-    assert not AwsKmsSettings(key=ARN).is_loopback
-    assert not AwsKmsSettings(key=ARN, endpoint_url="https://kms.example").is_loopback
-    assert AwsKmsSettings(key=ARN, endpoint_url="https://[::1]").is_loopback
+    assert is_loopback("https://[::1]")
+    assert is_loopback("http://127.8.8.8:5000")
+    assert not is_loopback("https://kms.example")
+    assert not is_loopback("https://[::1")

@@ -1,4 +1,4 @@
-"""Azure Key Vault and Managed HSM as a provider of ``kms_core``: this module registers it and loads nothing else."""
+"""Azure Key Vault and Managed HSM for ``kms_core``: registers the provider, loads nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Google Cloud KMS as a provider of ``kms_core``: this module registers it and loads nothing else."""
+"""Google Cloud KMS as a provider of ``kms_core``: this module registers it, and loads no SDK."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The parts of the conformance suite, by theme; ``kms_core.testing.conformance`` is the whole."""
