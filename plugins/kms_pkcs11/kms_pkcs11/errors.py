@@ -39,6 +39,9 @@ STALE: Final = _names(
     """
 )
 
+#: What some modules say when they have lost their token; while unwrapping it may mean anything.
+UNWELL: Final = _names("GeneralError DeviceError FunctionFailed")
+
 #: Raised while unwrapping these may mean a bad ciphertext: every module has its own idea.
 DOUBTFUL: Final = _names(
     """
@@ -99,9 +102,10 @@ def class_of(exc: BaseException, names: Mapping[str, object] | frozenset[str]) -
     return next((kind.__name__ for kind in type(exc).__mro__ if kind.__name__ in names), None)
 
 
-def is_stale(exc: BaseException) -> bool:
+def is_stale(exc: BaseException, *, unwrapping: bool = False) -> bool:
     """Whether new sessions and handles may mend this."""
-    return type(exc).__name__ in STALE
+    name = type(exc).__name__
+    return name in STALE or (name in UNWELL and not unwrapping)
 
 
 def is_doubtful(exc: BaseException) -> bool:

@@ -104,7 +104,9 @@ class Pkcs11Provider:
         if wrapping is None or not wrapping.fits(blob):
             raise refused(name.uri)
         try:
-            return self._sessions.run(lambda s: wrapping.unwrap(s, name, bytes(blob), context))
+            return self._sessions.run(
+                lambda s: wrapping.unwrap(s, name, bytes(blob), context), unwrapping=True
+            )
         except KMSError:
             raise
         except Exception as exc:  # noqa: BLE001  modules raise what they like
@@ -132,36 +134,34 @@ class Pkcs11Provider:
             )
         from kms_pkcs11.verifying import verifies
 
-        der = self._ask("verify", name, lambda s: signing.public_key(s, name))
+        der = self._ask("verify", name, lambda s: _public_half(s, name))
         return verifies(der, data, signature.data, algorithm)
 
     @hookimpl
     def public_key(self, key_id: str) -> PublicKey:
         """The public half of a key pair; keys that wrap are told from those that sign by us."""
         name = self._named(key_id)
-        der = self._ask("public_key", name, lambda s: _public_half(s, name))
-        if self._chosen.kind == "PRIVATE_KEY":
-            takes_it = self._chosen.wrap_alg == OAEP_SHA256
-            return PublicKey(
-                der,
-                name.uri,
-                algorithms=(_RSA_OAEP,) if takes_it else (),
-                wrap_alg=OAEP_SHA256 if takes_it else None,
+        if self._chosen.wrap_alg == OAEP_SHA1:
+            raise InvalidRequest(
+                f"{name.uri} takes OAEP with SHA-1 here, and nobody else is to wrap with that"
             )
+        der = self._ask("public_key", name, lambda s: _public_half(s, name))
+        if self._chosen.wrap_alg == OAEP_SHA256:
+            return PublicKey(der, name.uri, algorithms=(_RSA_OAEP,), wrap_alg=OAEP_SHA256)
         return PublicKey(der, name.uri, algorithms=signing.algorithms(der))
 
     @hookimpl
     def describe_key(self, key_id: str) -> KeyInfo:
         """That it is there: tokens know neither versions nor states."""
         name = self._named(key_id)
-        self._ask("describe_key", name, lambda s: _find_any(s, name))
+        self._ask("describe_key", name, lambda s: s.kind_of(name))
         return KeyInfo(key_uri=name.uri, state="enabled", protection=self.protection)
 
     @hookimpl
     def health(self, key_id: str) -> Health:
         """Whether the key is there and, if it is one that wraps, does so."""
         name = self._named(key_id)
-        kind = self._ask("health", name, lambda s: _find_any(s, name))
+        kind = self._ask("health", name, lambda s: s.kind_of(name))
         if kind != _WRAPPING_KEYS[self._chosen.kind]:
             return Health(ok=True, reason=f"{name.uri} is there, {kind}")
         self._ask("health", name, lambda s: _canary(s, name, self._chosen))
@@ -223,19 +223,6 @@ def _canary(session: Session, name: KeyName, wrapping: Wrapping) -> None:
         raise Unavailable(f"{name.uri} unwrapped something else than it had wrapped")
 
 
-def _find_any(session: Session, name: KeyName) -> str:
-    """What kind of key there is under this name."""
-    from pkcs11 import KeyType, NoSuchKey
-
-    try:
-        session.key(name, "PRIVATE_KEY")
-    except NoSuchKey:
-        secret = session.key(name, "SECRET_KEY")
-        return "an AES key" if secret.key_type == KeyType.AES else "a secret key"
-    return "a key pair"
-
-
 def _public_half(session: Session, name: KeyName) -> bytes:
-    if _find_any(session, name) != "a key pair":
-        raise InvalidRequest(f"{name.uri} is a secret key and has no public half")
+    signing.check_key_pair(session, name)
     return signing.public_key(session, name)

@@ -42,6 +42,17 @@ class Session:
             self._keys[name, kind] = found
         return found
 
+    def kind_of(self, name: KeyName) -> Literal["a key pair", "an AES key", "a secret key"]:
+        """What there is under this name; raises ``NoSuchKey`` if there is nothing."""
+        from pkcs11 import KeyType, NoSuchKey
+
+        try:
+            self.key(name, "PRIVATE_KEY")
+        except NoSuchKey:
+            secret = self.key(name, "SECRET_KEY")
+            return "an AES key" if secret.key_type == KeyType.AES else "a secret key"
+        return "a key pair"
+
 
 @define(eq=False)
 class _Pool:
@@ -90,8 +101,10 @@ class Sessions:
         """Load the module; asks no token."""
         self._module.lib()
 
-    def run(self, work: Callable[[Session], T]) -> T:
+    def run(self, work: Callable[[Session], T], *, unwrapping: bool = False) -> T:
         """``work`` with a session; if that has gone stale, with a new one once more.
+
+        ``unwrapping``: an unspecific error is not taken for a lost token.
 
         Raises what python-pkcs11 raises, and ``AccessDenied`` for a PIN that was refused before.
         """
@@ -102,7 +115,8 @@ class Sessions:
             with self._module.use():
                 return self._with_session(self._current(), work)
         except Exception as exc:
-            if not is_stale(exc) or not self._may_be_mended(exc):
+            stale = is_stale(exc, unwrapping=unwrapping and self._pool is not None)
+            if not stale or not self._may_be_mended(exc):
                 raise
         self._forget()
         self._module.renew(epoch)

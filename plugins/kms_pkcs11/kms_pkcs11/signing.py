@@ -108,7 +108,15 @@ def _spki(key: Any) -> bytes:
     return der
 
 
+def check_key_pair(session: Session, name: KeyName) -> None:
+    """Raises ``InvalidRequest`` for a key without a public half, ``NoSuchKey`` for none at all."""
+    kind = session.kind_of(name)
+    if kind != "a key pair":
+        raise InvalidRequest(f"{name.uri} is {kind}, which has no public half")
+
+
 def _check_algorithm(session: Session, name: KeyName, algorithm: str) -> None:
+    check_key_pair(session, name)
     has = algorithms(public_key(session, name))
     if algorithm not in has:
         raise InvalidRequest(f"{name.uri} signs with {', '.join(has)}, not {algorithm}")
@@ -147,16 +155,10 @@ def _mac(session: Session, algorithm: str) -> Any:
 
 
 def _mac_key(session: Session, name: KeyName) -> Any:
-    from pkcs11 import KeyType, NoSuchKey
-
-    try:
-        key = session.key(name, "SECRET_KEY")
-    except NoSuchKey:
-        session.key(name, "PRIVATE_KEY")  # if this is missing too, there is no such key at all
-        raise InvalidRequest(f"{name.uri} is a key pair, which makes no MACs") from None
-    if key.key_type == KeyType.AES:
-        raise InvalidRequest(f"{name.uri} is an AES key, which makes no HMAC")
-    return key
+    kind = session.kind_of(name)
+    if kind != "a secret key":
+        raise InvalidRequest(f"{name.uri} is {kind}, which makes no MACs")
+    return session.key(name, "SECRET_KEY")
 
 
 def _need(session: Session, mechanism: Any) -> None:
