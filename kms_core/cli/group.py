@@ -46,6 +46,12 @@ BUILTINS: Final[Mapping[str, Builtin]] = {
     "public-key": Builtin("kms_core.cli.signing:public_key", "Write a signing key's public half."),
     "health": Builtin("kms_core.cli.status:health", "Ask every instance whether it is well."),
     "plugins": Builtin("kms_core.cli.status:plugins", "List the installed plugins."),
+    "conformance": Builtin(
+        "kms_core.cli.conformance:conformance", "Check that an instance keeps the contract."
+    ),
+    "new-plugin": Builtin(
+        "kms_core.cli.new_plugin:new_plugin", "Write a provider plugin to begin with."
+    ),
     "recovery": Builtin(
         "kms_core.cli.recovery:recovery", "Make recovery keys, which need no key service."
     ),

@@ -1,19 +1,22 @@
-"""Google Cloud KMS on loopback: its gRPC protocol from the generated types, real cryptography.
+"""Google Cloud KMS on loopback: gRPC with the service's own messages, and real cryptography.
 
-Strict rather than complete: it has what a provider of keys asks for, checks every CRC32C it is sent
-and refuses what the service refuses, in its words.  Other RPCs are answered UNIMPLEMENTED.
+Strict rather than complete: it has what the client library and a provider of keys ask for, and it
+refuses what the service refuses, in its words where they are known.  Where the service's own
+leniency is not documented, it refuses.  Other calls are answered UNIMPLEMENTED.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, ClassVar, Final, Self, TypeAlias, TypeVar
 
 import google_crc32c
 import grpc
@@ -25,9 +28,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.cloud.kms_v1.types import resources, service
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration as ProtoDuration
-from google.rpc.error_details_pb2 import RetryInfo
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo, PreconditionFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from kms_core.testing.servers.authority import Authority
@@ -35,123 +38,1010 @@ from kms_core.testing.servers.gate import LOOPBACK, PATIENCE, Gate
 from kms_core.testing.servers.panel import Failure, Order, Panel
 
 SERVICE: Final = "google.cloud.kms.v1.KeyManagementService"
-MAX_BYTES: Final = 64 << 10  # of a plaintext, and of its associated data
-MAX_HSM_BYTES: Final = 8 << 10  # of both together
+MAX_BYTES: Final = 64 << 10  # of a plaintext, of what is bound to it, and of a message to sign
+MAX_HSM_BYTES: Final = 8 << 10  # of a plaintext and what is bound to it together
+MAX_HSM_MESSAGE_BYTES: Final = 16 << 10
 MAX_CIPHERTEXT_BYTES: Final = 640 << 10
-MAX_SIGNED_BYTES: Final = 64 << 10
-PAGE: Final = 100
+MIN_RANDOM_BYTES: Final = 8
+MAX_RANDOM_BYTES: Final = 1024
+PAGE: Final = 100  # versions in one answer, unless the client asks for another number
+MAX_PAGE: Final = 1000
+RETENTION: Final = timedelta(days=30)
 
-_THREADS: Final = 32
-_MAGIC: Final = b"\x0a\x24\x00"
-_NAME: Final = re.compile(
-    r"(projects/[^/]+/locations/[^/]+/keyRings/[\w-]{1,63}/cryptoKeys/[\w-]{1,63})"
-    r"(?:/cryptoKeyVersions/([1-9][0-9]*))?"
-)
-_RING: Final = re.compile(r"projects/[^/]+/locations/[^/]+/keyRings/[\w-]{1,63}")
-_DECRYPTION_FAILED: Final = "Decryption failed: verify that 'name' refers to the correct CryptoKey."
+_THREADS: Final = 64  # more than any test has calls under way: those that are slow block nobody
+_IV_SIZE: Final = 12
+_TAG_SIZE: Final = 16
+_MARK_SIZE: Final = 16
+
+_PROJECT: Final = r"projects/[a-z0-9][a-z0-9.:-]*"
+_LOCATION: Final = rf"{_PROJECT}/locations/[a-z0-9-]+"
+_RING: Final = rf"{_LOCATION}/keyRings/[a-zA-Z0-9_-]{{1,63}}"
+_KEY: Final = rf"{_RING}/cryptoKeys/[a-zA-Z0-9_-]{{1,63}}"
+_VERSION: Final = rf"{_KEY}/cryptoKeyVersions/[1-9][0-9]*"
+_FORMS: Final[Mapping[str, re.Pattern[str]]] = {
+    "Location": re.compile(_LOCATION),
+    "KeyRing": re.compile(_RING),
+    "CryptoKey": re.compile(_KEY),
+    "CryptoKeyVersion": re.compile(_VERSION),
+}
+_FILTER: Final = re.compile(r"\s*state\s*[=:]\s*([A-Z_]+)\s*")
+
+#: A request or an answer: the generated classes have types, and what they are made of has none.
+Message: TypeAlias = Any
+
+# The generated enumerations, for the same reason.
+_Purpose: Final[Any] = resources.CryptoKey.CryptoKeyPurpose
+_Algorithm: Final[Any] = resources.CryptoKeyVersion.CryptoKeyVersionAlgorithm
+_State: Final[Any] = resources.CryptoKeyVersion.CryptoKeyVersionState
+_Protection: Final[Any] = resources.ProtectionLevel
+_Format: Final[Any] = resources.PublicKey.PublicKeyFormat
+
+
+class Refusal(Exception):
+    """What the service answers instead of a result; ``details`` are messages of google.rpc."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, *details: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = details
+
+    @property
+    def metadata(self) -> tuple[tuple[str, bytes], ...]:
+        """The trailing metadata that carries the details."""
+        if not self.details:
+            return ()
+        status = Status(code=self.code.value[0], message=str(self))
+        for detail in self.details:
+            packed = Packed()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return (("grpc-status-details-bin", status.SerializeToString()),)
+
+
+def _bad(message: str) -> Refusal:
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def _precondition(message: str, *details: Any) -> Refusal:
+    return Refusal(grpc.StatusCode.FAILED_PRECONDITION, message, *details)
+
+
+def _not_enabled(name: str, state: str) -> Refusal:
+    violation = PreconditionFailure.Violation(type=f"KEY_{state}", subject=name)
+    return _precondition(
+        f"{name} is not enabled, current state is: {state}.",
+        PreconditionFailure(violations=[violation]),
+    )
+
+
+def _not_found(name: str) -> Refusal:
+    return Refusal(grpc.StatusCode.NOT_FOUND, f"{_kind(name)} {name} not found.")
+
+
+def _denied(permission: str, name: str) -> Refusal:
+    resource = name.partition("/cryptoKeyVersions/")[0]  # access is granted to keys, not versions
+    return Refusal(
+        grpc.StatusCode.PERMISSION_DENIED,
+        f"Permission '{permission}' denied on resource '{resource}' (or it may not exist).",
+        ErrorInfo(
+            reason="IAM_PERMISSION_DENIED",
+            domain="cloudkms.googleapis.com",
+            metadata={"permission": permission, "resource": resource},
+        ),
+    )
+
+
+def _over_quota(seconds: float | None) -> Refusal:
+    details: list[Any] = [ErrorInfo(reason="RATE_LIMIT_EXCEEDED", domain="googleapis.com")]
+    if seconds is not None:
+        delay = Duration()
+        delay.FromTimedelta(timedelta(seconds=seconds))
+        details.append(RetryInfo(retry_delay=delay))
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "Quota exceeded for quota metric 'Cryptographic requests' and limit 'Cryptographic "
+        "requests per minute' of service 'cloudkms.googleapis.com'.",
+        *details,
+    )
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def _kind(name: str) -> str:
+    """What sort of resource has a name like this one: ``CryptoKey``, ``KeyRing`` ..."""
+    for kind, form in _FORMS.items():
+        if form.fullmatch(name):
+            return kind
+    raise _bad(f"Resource name {name!r} is malformed.")
+
+
+def _require_kind(name: str, *kinds: str) -> str:
+    if (kind := _kind(name)) not in kinds:
+        raise _bad(f"Resource name {name!r} is that of a {kind}, not of a {' or '.join(kinds)}.")
+    return kind
+
+
+# --- checksums and sizes -------------------------------------------------------------------------
+
+
+def _crc32c(data: bytes) -> int:
+    return int(google_crc32c.value(data))
+
+
+def _summed(name: str, data: bytes) -> dict[str, Any]:
+    """The field of an answer, with the field that has its checksum."""
+    return {name: data, f"{name}_crc32c": _crc32c(data)}
+
+
+def _is_verified(name: str, data: bytes, checksum: int | None) -> bool:
+    """Whether there was a checksum to compare; one that is wrong is refused."""
+    if checksum is None:
+        return False
+    if checksum != _crc32c(data):
+        raise _bad(f"The checksum in field {name}_crc32c did not match the data in field {name}.")
+    return True
+
+
+def _verified(request: Message, *names: str) -> dict[str, bool]:
+    """The fields of an answer that say which checksums of the request were compared."""
+    return {
+        f"verified_{name}_crc32c": _is_verified(
+            name, getattr(request, name), getattr(request, f"{name}_crc32c")
+        )
+        for name in names
+    }
+
+
+def _require_size(name: str, data: bytes, limit: int) -> None:
+    if len(data) > limit:
+        raise _bad(f"The field {name} has {len(data)} bytes, and {limit} at most are allowed.")
+
+
+def _require_sizes(version: _Version, request: Message, *names: str) -> None:
+    """The sizes of what is encrypted or bound: the HSMs count all of it together."""
+    for name in names:
+        _require_size(name, getattr(request, name), MAX_BYTES)
+    if version.key.in_hsm:
+        together = b"".join(getattr(request, name) for name in names)
+        _require_size(" and ".join(names), together, MAX_HSM_BYTES)
+
+
+def _require_message(version: _Version, data: bytes) -> None:
+    """A message to sign; none at all is what an empty one looks like."""
+    if not data:
+        raise _bad("The field data is empty.")
+    _require_size("data", data, MAX_HSM_MESSAGE_BYTES if version.key.in_hsm else MAX_BYTES)
+
+
+# --- key material --------------------------------------------------------------------------------
+
+
+class _Material:
+    """The secret of one version, of a class for each purpose; ``USE`` is what it is good for."""
+
+    USE: ClassVar[str]
+
+
+_M = TypeVar("_M", bound=_Material)
+
+
+@frozen
+class _Aes(_Material):
+    USE = "encryption"
+    secret: bytes = field(repr=False)
+
+    def seal(self, plaintext: bytes, bound: bytes) -> tuple[bytes, bytes]:
+        """Initialization vector, and ciphertext with its tag."""
+        iv = os.urandom(_IV_SIZE)
+        return iv, AESGCM(self.secret).encrypt(iv, plaintext, bound)
+
+    def open(self, iv: bytes, sealed: bytes, bound: bytes) -> bytes:
+        try:
+            return AESGCM(self.secret).decrypt(iv, sealed, bound)
+        except InvalidTag:
+            raise _bad("Decryption failed: the ciphertext is invalid.") from None
+
+
+@frozen
+class _RawAes(_Aes):
+    USE = "raw encryption"
+
+
+@frozen
+class _Mac(_Material):
+    USE = "MACs"
+    secret: bytes = field(repr=False)
+    hashed: hashes.HashAlgorithm
+
+    def sign(self, data: bytes) -> bytes:
+        return self._over(data).finalize()
+
+    def verify(self, data: bytes, mac: bytes) -> bool:
+        try:
+            self._over(data).verify(mac)
+        except InvalidSignature:
+            return False
+        return True
+
+    def _over(self, data: bytes) -> hmac.HMAC:
+        mac = hmac.HMAC(self.secret, self.hashed)
+        mac.update(data)
+        return mac
+
+
+@frozen
+class _KeyPair(_Material):
+    USE = "public keys"
+    public: Any  # cryptography has no type for all of them
+
+    def exported(self, form: Any) -> bytes:
+        """The public key in one of the formats that the service has for it."""
+        encoding = {_Format.PEM: Encoding.PEM, _Format.DER: Encoding.DER}.get(form)
+        if encoding is None:
+            raise _bad(f"The public key of this algorithm cannot be had as {form.name}.")
+        data: bytes = self.public.public_bytes(encoding, PublicFormat.SubjectPublicKeyInfo)
+        return data
+
+
+@frozen
+class _Decrypter(_KeyPair):
+    USE = "asymmetric decryption"
+    private: rsa.RSAPrivateKey = field(repr=False)
+    hashed: hashes.HashAlgorithm
+
+    def decrypt(self, ciphertext: bytes) -> bytes:
+        oaep = padding.OAEP(padding.MGF1(self.hashed), self.hashed, label=None)
+        try:
+            return self.private.decrypt(ciphertext, oaep)
+        except ValueError:
+            raise _bad("Decryption failed: the ciphertext is invalid.") from None
+
+
+@frozen
+class _Signer(_KeyPair):
+    """``sign`` takes a digest made with ``hashed``, or all of the message if that is ``None``."""
+
+    USE = "signing"
+    sign: Callable[[bytes], bytes] = field(repr=False)
+    hashed: hashes.HashAlgorithm | None
+
+
+@frozen
+class _PostQuantumSigner(_Signer):
+    def exported(self, form: Any) -> bytes:
+        if form != _Format.NIST_PQC:
+            raise _bad("The public key of this algorithm can only be had as NIST_PQC.")
+        data: bytes = self.public.public_bytes_raw()
+        return data
+
+
+def _decrypter(bits: int, hashed: hashes.HashAlgorithm) -> _Decrypter:
+    private = rsa.generate_private_key(65537, bits)
+    return _Decrypter(private.public_key(), private, hashed)
+
+
+def _rsa_signer(scheme: str, bits: int, hashed: hashes.HashAlgorithm) -> _Signer:
+    private = rsa.generate_private_key(65537, bits)
+    pss = padding.PSS(padding.MGF1(hashed), padding.PSS.DIGEST_LENGTH)
+    pad: padding.AsymmetricPadding = pss if scheme == "PSS" else padding.PKCS1v15()
+    sign = partial(private.sign, padding=pad, algorithm=Prehashed(hashed))
+    return _Signer(private.public_key(), sign, hashed)
+
+
+def _ec_signer(curve: ec.EllipticCurve, hashed: hashes.HashAlgorithm) -> _Signer:
+    private = ec.generate_private_key(curve)
+    sign = partial(private.sign, signature_algorithm=ec.ECDSA(Prehashed(hashed)))
+    return _Signer(private.public_key(), sign, hashed)
+
+
+def _ed25519_signer() -> _Signer:
+    private = ed25519.Ed25519PrivateKey.generate()
+    return _Signer(private.public_key(), private.sign, None)
+
+
+def _ml_dsa_signer(size: int) -> _Signer:
+    from cryptography.hazmat.primitives.asymmetric import mldsa  # not in every build of OpenSSL
+
+    private = getattr(mldsa, f"MLDSA{size}PrivateKey").generate()
+    return _PostQuantumSigner(private.public_key(), private.sign, None)
+
+
+@frozen
+class _KeyKind:
+    """An algorithm: what its keys are for, and how one is made."""
+
+    purpose: str
+    make: Callable[[], _Material]
+    only_in_hsm: bool = False
+
+
 _HASHES: Final[Mapping[str, hashes.HashAlgorithm]] = {
-    "SHA1": hashes.SHA1(),  # noqa: S303  a key algorithm that the service has
+    "SHA1": hashes.SHA1(),  # noqa: S303  the service has it, and so do old keys
+    "SHA224": hashes.SHA224(),
     "SHA256": hashes.SHA256(),
     "SHA384": hashes.SHA384(),
     "SHA512": hashes.SHA512(),
 }
-_CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
-    "P256": ec.SECP256R1(),
-    "P384": ec.SECP384R1(),
-    "SECP256K1": ec.SECP256K1(),
+
+
+def _oaep_kinds() -> dict[str, _KeyKind]:
+    sizes = [(bits, name) for name in ("SHA256", "SHA1") for bits in (2048, 3072, 4096)]
+    return {
+        f"RSA_DECRYPT_OAEP_{bits}_{name}": _KeyKind(
+            "ASYMMETRIC_DECRYPT", partial(_decrypter, bits, _HASHES[name])
+        )
+        for bits, name in (*sizes, (4096, "SHA512"))
+    }
+
+
+def _rsa_signing_kinds() -> dict[str, _KeyKind]:
+    sizes = ((2048, "SHA256"), (3072, "SHA256"), (4096, "SHA256"), (4096, "SHA512"))
+    return {
+        f"RSA_SIGN_{scheme}_{bits}_{name}": _KeyKind(
+            "ASYMMETRIC_SIGN", partial(_rsa_signer, scheme, bits, _HASHES[name])
+        )
+        for scheme in ("PSS", "PKCS1")
+        for bits, name in sizes
+    }
+
+
+def _ec_signing_kinds() -> dict[str, _KeyKind]:
+    p256 = partial(_ec_signer, ec.SECP256R1(), hashes.SHA256())
+    p384 = partial(_ec_signer, ec.SECP384R1(), hashes.SHA384())
+    k256 = partial(_ec_signer, ec.SECP256K1(), hashes.SHA256())
+    return {
+        "EC_SIGN_P256_SHA256": _KeyKind("ASYMMETRIC_SIGN", p256),
+        "EC_SIGN_P384_SHA384": _KeyKind("ASYMMETRIC_SIGN", p384),
+        "EC_SIGN_SECP256K1_SHA256": _KeyKind("ASYMMETRIC_SIGN", k256, only_in_hsm=True),
+        "EC_SIGN_ED25519": _KeyKind("ASYMMETRIC_SIGN", _ed25519_signer),
+    }
+
+
+def _mac_kinds() -> dict[str, _KeyKind]:
+    return {
+        f"HMAC_{name}": _KeyKind("MAC", partial(_mac, _HASHES[name]))
+        for name in ("SHA256", "SHA1", "SHA224", "SHA384", "SHA512")
+    }
+
+
+def _mac(hashed: hashes.HashAlgorithm) -> _Mac:
+    return _Mac(os.urandom(hashed.digest_size), hashed)
+
+
+#: The first of each purpose is what a key has that is made without an algorithm.
+_KEY_KINDS: Final[Mapping[str, _KeyKind]] = {
+    "GOOGLE_SYMMETRIC_ENCRYPTION": _KeyKind("ENCRYPT_DECRYPT", lambda: _Aes(os.urandom(32))),
+    "AES_256_GCM": _KeyKind("RAW_ENCRYPT_DECRYPT", lambda: _RawAes(os.urandom(32))),
+    "AES_128_GCM": _KeyKind("RAW_ENCRYPT_DECRYPT", lambda: _RawAes(os.urandom(16))),
+    **_oaep_kinds(),
+    **_ec_signing_kinds(),
+    **_rsa_signing_kinds(),
+    **{
+        f"PQ_SIGN_ML_DSA_{size}": _KeyKind("ASYMMETRIC_SIGN", partial(_ml_dsa_signer, size))
+        for size in (44, 65, 87)
+    },
+    **_mac_kinds(),
 }
-_DEFAULT_ALGORITHMS: Final = {
-    "ENCRYPT_DECRYPT": "GOOGLE_SYMMETRIC_ENCRYPTION",
-    "ASYMMETRIC_DECRYPT": "RSA_DECRYPT_OAEP_2048_SHA256",
-    "ASYMMETRIC_SIGN": "EC_SIGN_P256_SHA256",
-    "MAC": "HMAC_SHA256",
-    "RAW_ENCRYPT_DECRYPT": "AES_256_GCM",
-}
-_FAILURES: Final = frozenset(Failure)
-
-# The generated enumerations, whose members mypy cannot see.
-Purpose: Final[Any] = resources.CryptoKey.CryptoKeyPurpose
-Algorithm: Final[Any] = resources.CryptoKeyVersion.CryptoKeyVersionAlgorithm
-State: Final[Any] = resources.CryptoKeyVersion.CryptoKeyVersionState
-Protection: Final[Any] = resources.ProtectionLevel
 
 
-class _Refusal(Exception):
-    """The answer is an error."""
-
-    def __init__(
-        self, code: grpc.StatusCode, message: str, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.retry_after = retry_after
+# --- keys and their versions ---------------------------------------------------------------------
 
 
 @define(eq=False)
 class _Version:
+    """One version of a key; its state changes under the service's lock.
+
+    ``mark`` is how a ciphertext names the version that made it.
+    """
+
+    key: _Key
     number: int
-    secret: Any = field(repr=False)  # bytes, or a private key
-    state: str = "ENABLED"
+    material: _Material | None = field(repr=False)
+    state: Any = _State.ENABLED
+    mark: bytes = field(factory=lambda: os.urandom(_MARK_SIZE))
+    created: datetime = field(factory=lambda: datetime.now(UTC))
+    destroy_time: datetime | None = None
+    destroyed_time: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.key.name}/cryptoKeyVersions/{self.number}"
+
+    def use(self, kind: type[_M]) -> _M:
+        """The material, for a purpose; refused if the state or the key's purpose forbids it."""
+        if self.state != _State.ENABLED:
+            raise _not_enabled(self.name, self.state.name)
+        if not isinstance(self.material, kind):
+            raise self.key.not_for(kind)
+        return self.material
+
+    def move(self, state: Any, *, only_from: frozenset[Any]) -> None:
+        if self.state not in only_from:
+            raise _precondition(
+                f"{self.name} cannot become {state.name}, current state is: {self.state.name}."
+            )
+        self.become(state)
+
+    def become(self, state: Any) -> None:
+        """Any state from any other, except that what is destroyed stays so."""
+        if self.state == _State.DESTROYED:
+            raise ValueError(f"{self.name} is destroyed: it has no material to come back with")
+        now = datetime.now(UTC)
+        self.state = state
+        self.destroy_time = now + RETENTION if state == _State.DESTROY_SCHEDULED else None
+        if state == _State.DESTROYED:
+            self.destroyed_time, self.material = now, None
+
+    def message(self) -> Message:
+        return resources.CryptoKeyVersion(
+            name=self.name,
+            state=self.state,
+            protection_level=self.key.protection,
+            algorithm=_Algorithm[self.key.algorithm],
+            create_time=self.created,
+            generate_time=self.created,
+            destroy_time=self.destroy_time,
+            destroy_event_time=self.destroyed_time,
+        )
 
 
 @define(eq=False)
 class _Key:
+    """A CryptoKey; versions are added under the service's lock."""
+
     name: str
-    purpose: str
     algorithm: str
-    protection: str
-    versions: list[_Version] = field(factory=list)
-    primary: int | None = None
+    protection: Any
+    versions: list[_Version] = field(factory=list, repr=False)
+    primary: _Version | None = field(default=None, repr=False)
+    created: datetime = field(factory=lambda: datetime.now(UTC))
 
-    def version_name(self, version: _Version) -> str:
-        return f"{self.name}/cryptoKeyVersions/{version.number}"
+    @property
+    def purpose(self) -> str:
+        return _KEY_KINDS[self.algorithm].purpose
 
-    def find(self, number: int) -> _Version:
-        if not 1 <= number <= len(self.versions):
-            raise _missing(f"CryptoKeyVersion {self.name}/cryptoKeyVersions/{number}")
-        return self.versions[number - 1]
+    @property
+    def in_hsm(self) -> bool:
+        return bool(self.protection == _Protection.HSM)
+
+    @property
+    def is_asymmetric(self) -> bool:
+        return self.purpose.startswith("ASYMMETRIC_")
+
+    def find(self, number: str) -> _Version:
+        for version in self.versions:
+            if str(version.number) == number:
+                return version
+        raise _not_found(f"{self.name}/cryptoKeyVersions/{number}")
+
+    def require_purpose(self, kind: type[_Material], purpose: str) -> None:
+        if self.purpose != purpose:
+            raise self.not_for(kind)
+
+    def not_for(self, kind: type[_Material]) -> Refusal:
+        return _precondition(
+            f"{self.name} has purpose {self.purpose}: "
+            f"keys with algorithm {self.algorithm} may not be used for {kind.USE}."
+        )
+
+    def message(self) -> Message:
+        return resources.CryptoKey(
+            name=self.name,
+            primary=self.primary.message() if self.primary else None,
+            purpose=_Purpose[self.purpose],
+            create_time=self.created,
+            version_template=resources.CryptoKeyVersionTemplate(
+                protection_level=self.protection, algorithm=_Algorithm[self.algorithm]
+            ),
+            destroy_scheduled_duration=RETENTION,
+        )
+
+
+class _Service:
+    """The calls, without the line they come over: a message in, a message out, or a Refusal."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._keys: dict[str, _Key] = {}
+        self._rings: dict[str, datetime] = {}
+
+    # --- what tests arrange ----------------------------------------------------------------------
+
+    def create_key(self, name: str, algorithm: str, protection: Any) -> None:
+        key = _Key(name, algorithm, protection)
+        with self._lock:
+            if name in self._keys:
+                raise ValueError(f"there is a key {name} already")
+            self._keys[name] = key
+            self._rings.setdefault(name.partition("/cryptoKeys/")[0], key.created)
+
+    def add_version(self, key: _Key) -> _Version:
+        material = _KEY_KINDS[key.algorithm].make()  # may take a second: not under the lock
+        with self._lock:
+            version = _Version(key, len(key.versions) + 1, material)
+            key.versions.append(version)
+        return version
+
+    def make_primary(self, version: _Version) -> None:
+        with self._lock:
+            version.key.primary = version
+
+    def set_state(self, name: str, state: Any) -> None:
+        with self._lock:
+            self.version(name).become(state)
+
+    def key(self, name: str) -> _Key:
+        _require_kind(name, "CryptoKey")
+        with self._lock:
+            try:
+                return self._keys[name]
+            except KeyError:
+                raise _not_found(name) from None
+
+    def version(self, name: str) -> _Version:
+        _require_kind(name, "CryptoKeyVersion")
+        key_name, _, number = name.partition("/cryptoKeyVersions/")
+        with self._lock:
+            if key_name not in self._keys:
+                raise _not_found(name)
+            return self._keys[key_name].find(number)
+
+    # --- symmetric -------------------------------------------------------------------------------
+
+    def encrypt(self, request: Message) -> Message:
+        version = self._to_encrypt_with(request.name)
+        aes = version.use(_Aes)
+        fields = ("plaintext", "additional_authenticated_data")
+        _require_sizes(version, request, *fields)
+        verified = _verified(request, *fields)
+        iv, sealed = aes.seal(request.plaintext, request.additional_authenticated_data)
+        return service.EncryptResponse(
+            name=version.name,
+            protection_level=version.key.protection,
+            **_summed("ciphertext", version.mark + iv + sealed),
+            **verified,
+        )
+
+    def _to_encrypt_with(self, name: str) -> _Version:
+        kind = _require_kind(name, "CryptoKey", "CryptoKeyVersion")
+        version = self.version(name) if kind == "CryptoKeyVersion" else None
+        key = version.key if version else self.key(name)
+        key.require_purpose(_Aes, "ENCRYPT_DECRYPT")  # raw keys are of this class too
+        chosen = version or key.primary
+        if chosen is None:
+            raise _precondition(f"{name} has no primary version.")
+        return chosen
+
+    def decrypt(self, request: Message) -> Message:
+        key = self.key(request.name)
+        key.require_purpose(_Aes, "ENCRYPT_DECRYPT")
+        _require_size("ciphertext", request.ciphertext, MAX_CIPHERTEXT_BYTES)
+        bound = request.additional_authenticated_data
+        _require_size("additional_authenticated_data", bound, MAX_BYTES)
+        _verified(request, "ciphertext", "additional_authenticated_data")
+        version, iv, sealed = _parsed(key, request.ciphertext)
+        plaintext = version.use(_Aes).open(iv, sealed, bound)
+        return service.DecryptResponse(
+            used_primary=version is key.primary,
+            protection_level=key.protection,
+            **_summed("plaintext", plaintext),
+        )
+
+    def raw_encrypt(self, request: Message) -> Message:
+        version = self.version(request.name)
+        aes = version.use(_RawAes)
+        if request.initialization_vector or request.initialization_vector_crc32c is not None:
+            raise _bad("The field initialization_vector is not allowed with this algorithm.")
+        fields = ("plaintext", "additional_authenticated_data")
+        _require_sizes(version, request, *fields)
+        verified = _verified(request, *fields)
+        iv, sealed = aes.seal(request.plaintext, request.additional_authenticated_data)
+        return service.RawEncryptResponse(
+            name=version.name,
+            protection_level=version.key.protection,
+            tag_length=_TAG_SIZE,
+            **_summed("initialization_vector", iv),
+            **_summed("ciphertext", sealed),
+            **verified,
+        )
+
+    def raw_decrypt(self, request: Message) -> Message:
+        version = self.version(request.name)
+        aes = version.use(_RawAes)
+        if request.tag_length not in {0, _TAG_SIZE}:
+            raise _bad(f"The field tag_length is {request.tag_length}, not {_TAG_SIZE}.")
+        iv, bound = request.initialization_vector, request.additional_authenticated_data
+        if len(iv) != _IV_SIZE:
+            raise _bad(f"The field initialization_vector has {len(iv)} bytes, not {_IV_SIZE}.")
+        _require_size("ciphertext", request.ciphertext, MAX_CIPHERTEXT_BYTES)
+        _require_size("additional_authenticated_data", bound, MAX_BYTES)
+        verified = _verified(
+            request, "ciphertext", "additional_authenticated_data", "initialization_vector"
+        )
+        return service.RawDecryptResponse(
+            protection_level=version.key.protection,
+            **_summed("plaintext", aes.open(iv, request.ciphertext, bound)),
+            **verified,
+        )
+
+    # --- asymmetric ------------------------------------------------------------------------------
+
+    def asymmetric_decrypt(self, request: Message) -> Message:
+        version = self.version(request.name)
+        decrypter = version.use(_Decrypter)
+        _require_size("ciphertext", request.ciphertext, MAX_CIPHERTEXT_BYTES)
+        verified = _verified(request, "ciphertext")
+        return service.AsymmetricDecryptResponse(
+            protection_level=version.key.protection,
+            **_summed("plaintext", decrypter.decrypt(request.ciphertext)),
+            **verified,
+        )
+
+    def asymmetric_sign(self, request: Message) -> Message:
+        version = self.version(request.name)
+        signer = version.use(_Signer)
+        name, digest = _digest(request)
+        verified = _verified_to_sign(request, digest)
+        if name:
+            to_sign = _checked_digest(signer, name, digest)
+        else:
+            _require_message(version, request.data)
+            to_sign = _represented(signer, request.data)
+        return service.AsymmetricSignResponse(
+            name=version.name,
+            protection_level=version.key.protection,
+            **_summed("signature", signer.sign(to_sign)),
+            **verified,
+        )
+
+    def get_public_key(self, request: Message) -> Message:
+        version = self.version(request.name)
+        pair = version.use(_KeyPair)
+        form = _Format(request.public_key_format)
+        facts = {
+            "name": version.name,
+            "algorithm": _Algorithm[version.key.algorithm],
+            "protection_level": version.key.protection,
+        }
+        if form == _Format.PUBLIC_KEY_FORMAT_UNSPECIFIED:
+            pem = pair.exported(_Format.PEM)
+            return resources.PublicKey(pem=pem.decode(), pem_crc32c=_crc32c(pem), **facts)
+        data = pair.exported(form)
+        summed = resources.ChecksummedData(data=data, crc32c_checksum=_crc32c(data))
+        return resources.PublicKey(public_key_format=form, public_key=summed, **facts)
+
+    # --- MACs and randomness ---------------------------------------------------------------------
+
+    def mac_sign(self, request: Message) -> Message:
+        version = self.version(request.name)
+        mac = version.use(_Mac)
+        _require_message(version, request.data)
+        verified = _verified(request, "data")
+        return service.MacSignResponse(
+            name=version.name,
+            protection_level=version.key.protection,
+            **_summed("mac", mac.sign(request.data)),
+            **verified,
+        )
+
+    def mac_verify(self, request: Message) -> Message:
+        version = self.version(request.name)
+        mac = version.use(_Mac)
+        _require_message(version, request.data)
+        if len(request.mac) != mac.hashed.digest_size:
+            raise _bad(f"The field mac has {len(request.mac)} bytes, not {mac.hashed.digest_size}.")
+        verified = _verified(request, "data", "mac")
+        success = mac.verify(request.data, request.mac)
+        return service.MacVerifyResponse(
+            name=version.name,
+            protection_level=version.key.protection,
+            success=success,
+            verified_success_integrity=success,
+            **verified,
+        )
+
+    def generate_random_bytes(self, request: Message) -> Message:
+        _require_kind(request.location, "Location")
+        if not MIN_RANDOM_BYTES <= request.length_bytes <= MAX_RANDOM_BYTES:
+            raise _bad(f"The field length_bytes is {MIN_RANDOM_BYTES} to {MAX_RANDOM_BYTES}.")
+        if request.protection_level != _Protection.HSM:
+            raise _bad("The field protection_level is HSM: nothing else gives random bytes.")
+        data = os.urandom(request.length_bytes)
+        return service.GenerateRandomBytesResponse(**_summed("data", data))
+
+    # --- management ------------------------------------------------------------------------------
+
+    def get_key_ring(self, request: Message) -> Message:
+        _require_kind(request.name, "KeyRing")
+        with self._lock:
+            if request.name not in self._rings:
+                raise _not_found(request.name)
+            return resources.KeyRing(name=request.name, create_time=self._rings[request.name])
+
+    def get_crypto_key(self, request: Message) -> Message:
+        return self.key(request.name).message()
+
+    def get_crypto_key_version(self, request: Message) -> Message:
+        return self.version(request.name).message()
+
+    def list_crypto_key_versions(self, request: Message) -> Message:
+        key = self.key(request.parent)
+        size, matching = _page_size(request), _matching(key, request)
+        if request.page_token:
+            last = key.find(request.page_token).name
+            matching = [version for version in matching if version.name > last]
+        page = matching[:size]
+        return service.ListCryptoKeyVersionsResponse(
+            crypto_key_versions=[version.message() for version in page],
+            next_page_token=str(page[-1].number) if len(matching) > size else "",
+            total_size=0 if request.filter else len(key.versions),
+        )
+
+    def create_crypto_key_version(self, request: Message) -> Message:
+        key = self.key(request.parent)
+        answer = self.add_version(key).message()
+        if key.is_asymmetric:  # the service takes its time, and says so
+            answer.state, answer.generate_time = _State.PENDING_GENERATION, None
+        return answer
+
+    def update_crypto_key_primary_version(self, request: Message) -> Message:
+        key = self.key(request.name)
+        key.require_purpose(_Aes, "ENCRYPT_DECRYPT")
+        if not re.fullmatch(r"[1-9][0-9]*", request.crypto_key_version_id):
+            raise _bad("The field crypto_key_version_id is not the number of a version.")
+        version = key.find(request.crypto_key_version_id)
+        version.use(_Aes)
+        self.make_primary(version)
+        return key.message()
+
+    def update_crypto_key_version(self, request: Message) -> Message:
+        version = self.version(request.crypto_key_version.name)
+        state = request.crypto_key_version.state
+        if list(request.update_mask.paths) != ["state"]:
+            raise _bad("The field update_mask is not 'state': nothing else can be updated.")
+        if state not in _SWITCHABLE:
+            raise _bad(f"The field state is ENABLED or DISABLED, not {_State(state).name}.")
+        return self._move(version, state, _SWITCHABLE)
+
+    def destroy_crypto_key_version(self, request: Message) -> Message:
+        version = self.version(request.name)
+        return self._move(version, _State.DESTROY_SCHEDULED, _SWITCHABLE)
+
+    def restore_crypto_key_version(self, request: Message) -> Message:
+        version = self.version(request.name)
+        return self._move(version, _State.DISABLED, frozenset({_State.DESTROY_SCHEDULED}))
+
+    def _move(self, version: _Version, state: Any, only_from: frozenset[Any]) -> Message:
+        with self._lock:
+            version.move(state, only_from=only_from)
+            return version.message()
+
+
+_SWITCHABLE: Final = frozenset({_State.ENABLED, _State.DISABLED})
+
+
+def _parsed(key: _Key, ciphertext: bytes) -> tuple[_Version, bytes, bytes]:
+    """The version that a ciphertext names, initialization vector, and the rest of it."""
+    mark, rest = ciphertext[:_MARK_SIZE], ciphertext[_MARK_SIZE:]
+    for version in key.versions:
+        if version.mark == mark and len(rest) >= _IV_SIZE + _TAG_SIZE:
+            return version, rest[:_IV_SIZE], rest[_IV_SIZE:]
+    raise _bad("Decryption failed: verify that 'name' refers to the correct CryptoKey.")
+
+
+def _digest(request: Message) -> tuple[str, bytes]:
+    """The digest to sign and the name of its hash; both are empty if there is none."""
+    sent = service.AsymmetricSignRequest.pb(request).digest
+    name: str = sent.WhichOneof("digest") or ""
+    return name, getattr(sent, name) if name else b""
+
+
+def _verified_to_sign(request: Message, digest: bytes) -> dict[str, bool]:
+    """As ``_verified``; there is a message or a digest, and no checksum of the other."""
+    message_sent = bool(request.data) or request.data_crc32c is not None
+    digest_sent = "digest" in request or request.digest_crc32c is not None
+    if message_sent == digest_sent:
+        raise _bad("Exactly one of the fields data and digest is to be set.")
+    return {
+        **_verified(request, "data"),
+        "verified_digest_crc32c": _is_verified("digest", digest, request.digest_crc32c),
+    }
+
+
+def _checked_digest(signer: _Signer, name: str, digest: bytes) -> bytes:
+    if signer.hashed is None:
+        raise _bad("Keys of this algorithm sign data, not a digest.")
+    if name != signer.hashed.name:
+        raise _bad(f"Keys of this algorithm sign a digest by {signer.hashed.name}, not by {name}.")
+    if len(digest) != signer.hashed.digest_size:
+        raise _bad(f"The digest has {len(digest)} bytes, not {signer.hashed.digest_size}.")
+    return digest
+
+
+def _represented(signer: _Signer, message: bytes) -> bytes:
+    """What is signed of a message: its digest, or all of it."""
+    if signer.hashed is None:
+        return message
+    digest = hashes.Hash(signer.hashed)
+    digest.update(message)
+    return digest.finalize()
+
+
+def _page_size(request: Message) -> int:
+    if request.page_size < 0:
+        raise _bad("The field page_size is negative.")
+    return min(request.page_size or PAGE, MAX_PAGE)
+
+
+def _matching(key: _Key, request: Message) -> list[_Version]:
+    """The versions that a list is asked for, in no order that means anything: 1, 10, 2."""
+    if request.order_by:
+        raise _bad("The field order_by is not supported.")
+    versions = sorted(key.versions, key=lambda version: version.name)
+    if not request.filter:
+        return versions
+    match = _FILTER.fullmatch(request.filter)
+    if match is None or match[1] not in _State.__members__:
+        raise _bad("The field filter is not of the form state=ENABLED.")
+    return [version for version in versions if version.state.name == match[1]]
+
+
+# --- failures on cue -----------------------------------------------------------------------------
 
 
 @frozen
-class _Used:
-    """A version that a request may use, and how it is called."""
+class _Call:
+    """What clients can call, and what they must be permitted for it."""
 
-    key: _Key
-    version: _Version
-
-    @property
-    def name(self) -> str:
-        return self.key.version_name(self.version)
+    answer: Callable[[_Service, Message], Message]
+    permission: str
 
     @property
-    def hash(self) -> hashes.HashAlgorithm:
-        return _HASHES[self.key.algorithm.rpartition("_")[2]]
+    def uses_key(self) -> bool:
+        """Whether a disabled key does not do it."""
+        return self.permission.startswith(
+            ("cryptoKeyVersions.useTo", "cryptoKeyVersions.viewPublicKey")
+        )
 
-    @property
-    def protection(self) -> Any:
-        return Protection[self.key.protection]
+
+_CALLS: Final[Mapping[str, _Call]] = {
+    "Encrypt": _Call(_Service.encrypt, "cryptoKeyVersions.useToEncrypt"),
+    "Decrypt": _Call(_Service.decrypt, "cryptoKeyVersions.useToDecrypt"),
+    "RawEncrypt": _Call(_Service.raw_encrypt, "cryptoKeyVersions.useToEncrypt"),
+    "RawDecrypt": _Call(_Service.raw_decrypt, "cryptoKeyVersions.useToDecrypt"),
+    "AsymmetricDecrypt": _Call(_Service.asymmetric_decrypt, "cryptoKeyVersions.useToDecrypt"),
+    "AsymmetricSign": _Call(_Service.asymmetric_sign, "cryptoKeyVersions.useToSign"),
+    "GetPublicKey": _Call(_Service.get_public_key, "cryptoKeyVersions.viewPublicKey"),
+    "MacSign": _Call(_Service.mac_sign, "cryptoKeyVersions.useToSign"),
+    "MacVerify": _Call(_Service.mac_verify, "cryptoKeyVersions.useToVerify"),
+    "GenerateRandomBytes": _Call(_Service.generate_random_bytes, "locations.generateRandomBytes"),
+    "GetKeyRing": _Call(_Service.get_key_ring, "keyRings.get"),
+    "GetCryptoKey": _Call(_Service.get_crypto_key, "cryptoKeys.get"),
+    "GetCryptoKeyVersion": _Call(_Service.get_crypto_key_version, "cryptoKeyVersions.get"),
+    "ListCryptoKeyVersions": _Call(_Service.list_crypto_key_versions, "cryptoKeyVersions.list"),
+    "CreateCryptoKeyVersion": _Call(_Service.create_crypto_key_version, "cryptoKeyVersions.create"),
+    "UpdateCryptoKeyPrimaryVersion": _Call(
+        _Service.update_crypto_key_primary_version, "cryptoKeys.update"
+    ),
+    "UpdateCryptoKeyVersion": _Call(_Service.update_crypto_key_version, "cryptoKeyVersions.update"),
+    "DestroyCryptoKeyVersion": _Call(
+        _Service.destroy_crypto_key_version, "cryptoKeyVersions.destroy"
+    ),
+    "RestoreCryptoKeyVersion": _Call(
+        _Service.restore_crypto_key_version, "cryptoKeyVersions.restore"
+    ),
+}
+
+
+def _subject(request: Message) -> str:
+    """The name of the resource that a request is about."""
+    for name in ("name", "parent", "location"):
+        if name in type(request).meta.fields:
+            return str(getattr(request, name))
+    return str(request.crypto_key_version.name)
+
+
+def _used_version(name: str) -> str:
+    """A version is what is disabled, also where the key was named."""
+    return f"{name}/cryptoKeyVersions/1" if _kind(name) == "CryptoKey" else name
+
+
+def _refusal(order: Order, call: _Call, request: Message) -> Refusal | None:
+    """The answer that takes the place of a result, if this failure is of that sort."""
+    match order.failure:
+        case Failure.THROTTLE:
+            return _over_quota(order.seconds)
+        case Failure.SERVER_ERROR:
+            message = "The service is currently unavailable."
+            return Refusal(grpc.StatusCode.UNAVAILABLE, message)
+        case Failure.ACCESS_DENIED:
+            return _denied(f"cloudkms.{call.permission}", _subject(request))
+        case Failure.KEY_NOT_FOUND:
+            return _not_found(_subject(request))
+        case Failure.KEY_DISABLED if call.uses_key:
+            return _not_enabled(_used_version(_subject(request)), "DISABLED")
+        case _:
+            return None
+
+
+def _spoiled(order: Order, request: Message, answer: Message) -> Message:
+    """A good answer made bad."""
+    match order.failure:
+        case Failure.MALFORMED:
+            return type(answer)()
+        case Failure.WRONG_KEY:
+            _name_another_key(answer)
+        case Failure.CORRUPT_CRC:
+            _corrupt(answer)
+        case Failure.KEY_DISABLED:
+            _show_as_disabled(request, answer)
+    return answer
+
+
+def _parts(answer: Message) -> list[Message]:
+    """The answer, and what it says of other resources."""
+    parts = [answer]
+    if isinstance(answer, resources.CryptoKey) and "primary" in answer:
+        parts.append(answer.primary)
+    if isinstance(answer, service.ListCryptoKeyVersionsResponse):
+        parts.extend(answer.crypto_key_versions)
+    return parts
+
+
+def _name_another_key(answer: Message) -> None:
+    """One of the same key ring that nobody asked for."""
+    for part in _parts(answer):
+        if "name" in type(part).meta.fields:
+            part.name = re.sub(r"(?<=/cryptoKeys/)[^/]+", "another-key", part.name)
+
+
+def _corrupt(answer: Message) -> None:
+    """Make every checksum wrong, and what stands for one in the answer to MacVerify."""
+    for name in type(answer).meta.fields:
+        value = getattr(answer, name)
+        if name.endswith("_crc32c") and not name.startswith("verified_") and value is not None:
+            setattr(answer, name, value ^ 1)
+    if isinstance(answer, resources.PublicKey) and "public_key" in answer:
+        answer.public_key.crc32c_checksum ^= 1
+    if isinstance(answer, service.MacVerifyResponse):
+        answer.verified_success_integrity = not answer.success
+
+
+def _show_as_disabled(request: Message, answer: Message) -> None:
+    for part in _parts(answer):
+        if isinstance(part, resources.CryptoKeyVersion):
+            part.state = _State.DISABLED
+    if isinstance(answer, service.ListCryptoKeyVersionsResponse) and "ENABLED" in request.filter:
+        answer.crypto_key_versions.clear()
+
+
+# --- the line ------------------------------------------------------------------------------------
 
 
 class GcpServer:
-    """Google Cloud KMS on a free loopback port: running when made, and until ``close``.
+    """Google Cloud KMS on a free loopback port: running when made, until closed.
 
-    Any credentials will do.  With ``tls`` its certificate is one that ``ca_file`` vouches for.
+    It takes any credentials and none.  With ``tls`` its certificate is signed by ``ca_file``.  The
+    panel's operations are the calls (``Encrypt``, ``GetPublicKey``).  Under ``KEY_DISABLED``
+    reading a key goes on, and shows its versions as disabled; ``WRONG_KEY`` changes answers that
+    name a key, which those to the three ways to decrypt do not.
     """
 
     def __init__(self, *, tls: bool = False) -> None:
-        self._lock = threading.RLock()
-        self._keys: dict[str, _Key] = {}
+        self.errors: Final[list[Exception]] = []
+        self._service = _Service()
         self._authority = Authority() if tls else None
-        self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="kms-gcp")
-        self._server = grpc.server(self._threads, options=[("grpc.so_reuseport", 0)])
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, self._handlers()),)
-        )
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kms-gcp")
+        # Shared ports would let two servers be given the same one.
+        self._server = grpc.server(self._threads, options=(("grpc.so_reuseport", 0),))
+        self._server.add_generic_rpc_handlers((self._handlers(),))
         port = self._listen()
         self._server.start()
         self.gate: Final = Gate((LOOPBACK, port))
-        self.panel: Final = Panel(_FAILURES, self.gate)
+        self.panel: Final = Panel(frozenset(Failure), self.gate)
+        self._line = threading.Lock()  # held while the gate is moved from here
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -166,24 +1056,13 @@ class GcpServer:
 
     @property
     def endpoint(self) -> str:
-        """``HOST:PORT``, what to configure as the instance's ``endpoint``; it stays the same."""
+        """``HOST:PORT``, what clients are to be configured with; it stays the same."""
         return "{}:{}".format(*self.gate.address)
 
     @property
-    def ca_file(self) -> Any:
+    def ca_file(self) -> Path | None:
         """Who vouches for the server's certificate; ``None`` without TLS."""
-        return None if self._authority is None else self._authority.ca_file
-
-    def close(self) -> None:
-        """Stop, end every connection and leave no thread behind.  Idempotent."""
-        self.panel.close()
-        self.gate.close()
-        self._server.stop(0).wait(PATIENCE)
-        self._threads.shutdown()
-        if self._authority is not None:
-            self._authority.close()
-
-    # --- what tests prepare ----------------------------------------------------------------------
+        return self._authority.ca_file if self._authority else None
 
     def create_key(
         self,
@@ -196,38 +1075,44 @@ class GcpServer:
         location: str = "europe-west1",
         ring: str = "ring",
     ) -> str:
-        """A key with one enabled version; its CryptoKey name."""
+        """Make a key with one enabled version; returns the name of the CryptoKey.
+
+        ``algorithm`` defaults to a common one for the purpose.
+        """
         name = f"projects/{project}/locations/{location}/keyRings/{ring}/cryptoKeys/{key_id}"
-        if _NAME.fullmatch(name) is None:
+        if not _FORMS["CryptoKey"].fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a CryptoKey")
-        key = _Key(name, purpose, algorithm or _DEFAULT_ALGORITHMS[purpose], protection)
-        with self._lock:
-            if name in self._keys:
-                raise ValueError(f"there is a key {name} already")
-            self._keys[name] = key
+        chosen = _chosen_algorithm(purpose, algorithm, protection)
+        self._service.create_key(name, chosen, _Protection[protection])
         self.add_version(name)
         return name
 
     def add_version(self, key_name: str) -> str:
-        """A new enabled version; of symmetric keys it becomes the primary one."""
-        with self._lock:
-            key = self._keys[key_name]
-            version = _Version(len(key.versions) + 1, _material(key.algorithm))
-            key.versions.append(version)
-            if key.purpose == "ENCRYPT_DECRYPT":
-                key.primary = version.number
-            return key.version_name(version)
+        """Add an enabled version, which a symmetric key encrypts with; returns its name."""
+        key = self._service.key(key_name)
+        version = self._service.add_version(key)
+        if key.purpose == "ENCRYPT_DECRYPT":
+            self._service.make_primary(version)
+        return version.name
 
     def set_state(self, version_name: str, state: str) -> None:
-        """Move a version to ``ENABLED``, ``DISABLED``, ``DESTROY_SCHEDULED`` or another state."""
-        self._find_version(version_name).state = State[state].name
+        """Move a version to ``DISABLED``, ``ENABLED``, ``DESTROY_SCHEDULED`` or ``DESTROYED``."""
+        self._service.set_state(version_name, _State[state])
 
     def versions(self, key_name: str) -> list[str]:
-        """The names of all versions, oldest first."""
-        key = self._keys[key_name]
-        return [key.version_name(version) for version in key.versions]
+        """The names of the key's versions, oldest first."""
+        return [version.name for version in self._service.key(key_name).versions]
 
-    # --- transport -------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Stop, end every connection, and leave no thread and no file behind.  Idempotent."""
+        with self._line:
+            self._closed = True
+            self.gate.close()  # first: who is kept waiting gets no late answer
+        self.panel.close()
+        self._server.stop(None).wait(PATIENCE)
+        self._threads.shutdown()
+        if self._authority:
+            self._authority.close()
 
     def _listen(self) -> int:
         address = f"{LOOPBACK}:0"
@@ -235,561 +1120,66 @@ class GcpServer:
             return int(self._server.add_insecure_port(address))
         leaf = self._authority.issue()
         chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
-        pair = (leaf.private_key_pem.bytes(), chain)
-        return int(self._server.add_secure_port(address, grpc.ssl_server_credentials((pair,))))
+        credentials = grpc.ssl_server_credentials([(leaf.private_key_pem.bytes(), chain)])
+        return int(self._server.add_secure_port(address, credentials))
 
-    def _handlers(self) -> dict[str, Any]:
-        return {
-            rpc: grpc.unary_unary_rpc_method_handler(
-                self._served(rpc, answer),
-                request_deserializer=request.deserialize,
-                response_serializer=lambda response: type(response).serialize(response),
-            )
-            for rpc, request, answer in self._rpcs()
-        }
-
-    def _served(
-        self, rpc: str, answer: Callable[[Any], Any]
-    ) -> Callable[[Any, grpc.ServicerContext], Any]:
-        def serve(request: Any, context: grpc.ServicerContext) -> Any:
-            order = self.panel.arrived(rpc)
-            try:
-                if order is not None:
-                    self._refuse(order, request)
-                response = answer(request)
-            except _Refusal as refusal:
-                _abort(context, refusal)
-            return response if order is None else _spoilt(response, order)
-
-        return serve
-
-    def _refuse(self, order: Order, request: Any) -> None:
-        """Raise the error that is ordered, if it is one."""
-        name = getattr(request, "name", "") or getattr(request, "parent", "")
-        code = grpc.StatusCode
-        match order.failure:
-            case Failure.RESET:
-                self.gate.cut()
-                self.gate.restore()
-                raise _Refusal(code.UNAVAILABLE, "nobody reads this")
-            case Failure.THROTTLE:
-                message = "Quota exceeded for quota metric 'Cryptographic requests'."
-                raise _Refusal(code.RESOURCE_EXHAUSTED, message, order.seconds)
-            case Failure.SERVER_ERROR:
-                raise _Refusal(code.UNAVAILABLE, "The service is currently unavailable.")
-            case Failure.ACCESS_DENIED:
-                message = (
-                    f"Permission 'cloudkms.cryptoKeyVersions.use' denied on resource '{name}' "
-                    "(or it may not exist)."
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                operation: grpc.unary_unary_rpc_method_handler(
+                    partial(self._handle, operation),
+                    request_deserializer=getattr(service, f"{operation}Request").deserialize,
+                    response_serializer=lambda answer: type(answer).serialize(answer),
                 )
-                raise _Refusal(code.PERMISSION_DENIED, message)
-            case Failure.KEY_DISABLED:
-                raise _not_enabled(name, "DISABLED")
-            case Failure.KEY_NOT_FOUND:
-                raise _missing(f"CryptoKey {name}")
-
-    # --- requests --------------------------------------------------------------------------------
-
-    def _rpcs(self) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
-        yield "Encrypt", service.EncryptRequest, self._encrypt
-        yield "Decrypt", service.DecryptRequest, self._decrypt
-        yield "RawEncrypt", service.RawEncryptRequest, self._raw_encrypt
-        yield "RawDecrypt", service.RawDecryptRequest, self._raw_decrypt
-        yield "AsymmetricDecrypt", service.AsymmetricDecryptRequest, self._asymmetric_decrypt
-        yield "AsymmetricSign", service.AsymmetricSignRequest, self._asymmetric_sign
-        yield "GetPublicKey", service.GetPublicKeyRequest, self._get_public_key
-        yield "MacSign", service.MacSignRequest, self._mac_sign
-        yield "MacVerify", service.MacVerifyRequest, self._mac_verify
-        yield "GenerateRandomBytes", service.GenerateRandomBytesRequest, self._random
-        yield "GetKeyRing", service.GetKeyRingRequest, self._get_key_ring
-        yield "GetCryptoKey", service.GetCryptoKeyRequest, self._get_key
-        yield "GetCryptoKeyVersion", service.GetCryptoKeyVersionRequest, self._get_version
-        yield "ListCryptoKeyVersions", service.ListCryptoKeyVersionsRequest, self._list_versions
-        yield "CreateCryptoKeyVersion", service.CreateCryptoKeyVersionRequest, self._create_version
-        yield (
-            "UpdateCryptoKeyPrimaryVersion",
-            service.UpdateCryptoKeyPrimaryVersionRequest,
-            self._update_primary,
-        )
-        yield "UpdateCryptoKeyVersion", service.UpdateCryptoKeyVersionRequest, self._update_version
-        yield (
-            "DestroyCryptoKeyVersion",
-            service.DestroyCryptoKeyVersionRequest,
-            lambda request: self._move(request, "DESTROY_SCHEDULED"),
-        )
-        yield (
-            "RestoreCryptoKeyVersion",
-            service.RestoreCryptoKeyVersionRequest,
-            lambda request: self._move(request, "DISABLED"),
+                for operation in _CALLS
+            },
         )
 
-    def _encrypt(self, request: Any) -> Any:
-        used = self._primary_or_named(request.name)
-        plaintext = _checked(request, "plaintext")
-        aad = _checked(request, "additional_authenticated_data")
-        _check_sizes(used.key, plaintext, aad)
-        iv = os.urandom(12)
-        bound = _bound(used, aad)
-        blob = _MAGIC + used.version.number.to_bytes(4, "big") + iv
-        blob += AESGCM(used.version.secret).encrypt(iv, plaintext, bound)
-        return service.EncryptResponse(
-            name=used.name,
-            ciphertext=blob,
-            ciphertext_crc32c=_crc(blob),
-            verified_plaintext_crc32c=request.plaintext_crc32c is not None,
-            verified_additional_authenticated_data_crc32c=(
-                request.additional_authenticated_data_crc32c is not None
-            ),
-            protection_level=used.protection,
-        )
-
-    def _decrypt(self, request: Any) -> Any:
-        key, number = self._find(request.name)
-        if number is not None:
-            raise _wrong(f"Resource name {request.name} is not the name of a CryptoKey.")
-        _check_purpose(key, "ENCRYPT_DECRYPT")
-        blob = _checked(request, "ciphertext")
-        aad = _checked(request, "additional_authenticated_data")
-        if not blob.startswith(_MAGIC) or len(blob) > MAX_CIPHERTEXT_BYTES or len(blob) < 35:
-            raise _wrong(_DECRYPTION_FAILED)
-        number = int.from_bytes(blob[3:7], "big")
-        if not 1 <= number <= len(key.versions):
-            raise _wrong(_DECRYPTION_FAILED)
-        used = _Used(key, key.find(number))
+    def _handle(self, operation: str, request: Message, context: grpc.ServicerContext) -> Message:
         try:
-            plaintext = AESGCM(used.version.secret).decrypt(
-                blob[7:19], blob[19:], _bound(used, aad)
-            )
-        except InvalidTag:
-            raise _wrong(_DECRYPTION_FAILED) from None
-        _check_enabled(used)
-        return service.DecryptResponse(
-            plaintext=plaintext,
-            plaintext_crc32c=_crc(plaintext),
-            used_primary=number == key.primary,
-            protection_level=used.protection,
-        )
-
-    def _raw_encrypt(self, request: Any) -> Any:
-        used = self._named(request.name, "RAW_ENCRYPT_DECRYPT")
-        plaintext = _checked(request, "plaintext")
-        aad = _checked(request, "additional_authenticated_data")
-        _check_sizes(used.key, plaintext, aad)
-        if request.initialization_vector:
-            raise _wrong("An initialization vector may not be given for this algorithm.")
-        iv = os.urandom(12)
-        blob = AESGCM(used.version.secret).encrypt(iv, plaintext, aad)
-        return service.RawEncryptResponse(
-            name=used.name,
-            ciphertext=blob,
-            ciphertext_crc32c=_crc(blob),
-            initialization_vector=iv,
-            initialization_vector_crc32c=_crc(iv),
-            tag_length=16,
-            verified_plaintext_crc32c=request.plaintext_crc32c is not None,
-            verified_additional_authenticated_data_crc32c=(
-                request.additional_authenticated_data_crc32c is not None
-            ),
-            protection_level=used.protection,
-        )
-
-    def _raw_decrypt(self, request: Any) -> Any:
-        used = self._named(request.name, "RAW_ENCRYPT_DECRYPT")
-        blob, iv = _checked(request, "ciphertext"), _checked(request, "initialization_vector")
-        aad = _checked(request, "additional_authenticated_data")
-        try:
-            plaintext = AESGCM(used.version.secret).decrypt(iv, blob, aad)
-        except (InvalidTag, ValueError):
-            raise _wrong("Decryption failed: the ciphertext is invalid.") from None
-        return service.RawDecryptResponse(
-            plaintext=plaintext,
-            plaintext_crc32c=_crc(plaintext),
-            verified_ciphertext_crc32c=request.ciphertext_crc32c is not None,
-            verified_initialization_vector_crc32c=(
-                request.initialization_vector_crc32c is not None
-            ),
-            verified_additional_authenticated_data_crc32c=(
-                request.additional_authenticated_data_crc32c is not None
-            ),
-            protection_level=used.protection,
-        )
-
-    def _asymmetric_decrypt(self, request: Any) -> Any:
-        used = self._named(request.name, "ASYMMETRIC_DECRYPT")
-        blob = _checked(request, "ciphertext")
-        oaep = padding.OAEP(padding.MGF1(used.hash), used.hash, label=None)
-        try:
-            plaintext = used.version.secret.decrypt(blob, oaep)
-        except ValueError:
-            raise _wrong("Decryption failed: the ciphertext is invalid.") from None
-        return service.AsymmetricDecryptResponse(
-            plaintext=plaintext,
-            plaintext_crc32c=_crc(plaintext),
-            verified_ciphertext_crc32c=request.ciphertext_crc32c is not None,
-            protection_level=used.protection,
-        )
-
-    def _asymmetric_sign(self, request: Any) -> Any:
-        used = self._named(request.name, "ASYMMETRIC_SIGN")
-        kind = request.digest._pb.WhichOneof("digest")  # noqa: SLF001  proto-plus has no public way
-        data = _checked(request, "data")
-        digest = b"" if kind is None else bytes(getattr(request.digest, kind))
-        expected = request.digest_crc32c
-        if expected is not None and expected != _crc(digest):
-            raise _wrong("The checksum in field digest_crc32c did not match the data in digest.")
-        if (kind is None) == (not request.data and request.data_crc32c is None):
-            raise _wrong("Exactly one of digest and data must be given.")
-        signature = _signature(used, data, kind, digest)
-        return service.AsymmetricSignResponse(
-            name=used.name,
-            signature=signature,
-            signature_crc32c=_crc(signature),
-            verified_digest_crc32c=request.digest_crc32c is not None,
-            verified_data_crc32c=request.data_crc32c is not None,
-            protection_level=used.protection,
-        )
-
-    def _get_public_key(self, request: Any) -> Any:
-        key, number = self._find(request.name)
-        if number is None:
-            raise _wrong(f"Resource name {request.name} is not the name of a CryptoKeyVersion.")
-        used = _Used(key, key.find(number))
-        if key.purpose not in {"ASYMMETRIC_SIGN", "ASYMMETRIC_DECRYPT"}:
-            raise _wrong(f"{used.name} has no public key.")
-        _check_enabled(used)
-        answer = resources.PublicKey(
-            name=used.name,
-            algorithm=Algorithm[key.algorithm],
-            protection_level=used.protection,
-            public_key_format=request.public_key_format,
-        )
-        _add_public_key(answer, used, request.public_key_format.name)
-        return answer
-
-    def _mac_sign(self, request: Any) -> Any:
-        used = self._named(request.name, "MAC")
-        data = _checked(request, "data")
-        _check_signed(data)
-        mac = hmac.HMAC(used.version.secret, used.hash)
-        mac.update(data)
-        made = mac.finalize()
-        return service.MacSignResponse(
-            name=used.name,
-            mac=made,
-            mac_crc32c=_crc(made),
-            verified_data_crc32c=request.data_crc32c is not None,
-            protection_level=used.protection,
-        )
-
-    def _mac_verify(self, request: Any) -> Any:
-        used = self._named(request.name, "MAC")
-        data, claimed = _checked(request, "data"), _checked(request, "mac")
-        _check_signed(data)
-        mac = hmac.HMAC(used.version.secret, used.hash)
-        mac.update(data)
-        good = True
-        try:
-            mac.verify(claimed)
-        except InvalidSignature:
-            good = False
-        return service.MacVerifyResponse(
-            name=used.name,
-            success=good,
-            verified_data_crc32c=request.data_crc32c is not None,
-            verified_mac_crc32c=request.mac_crc32c is not None,
-            verified_success_integrity=good,
-            protection_level=used.protection,
-        )
-
-    def _random(self, request: Any) -> Any:
-        if not 8 <= request.length_bytes <= 1024:
-            raise _wrong("length_bytes must be between 8 and 1024.")
-        if request.protection_level != Protection.HSM:
-            raise _wrong("protection_level must be HSM.")
-        data = os.urandom(request.length_bytes)
-        return service.GenerateRandomBytesResponse(data=data, data_crc32c=_crc(data))
-
-    def _get_key_ring(self, request: Any) -> Any:
-        if not any(name.startswith(f"{request.name}/") for name in self._keys):
-            raise _missing(f"KeyRing {request.name}")
-        return resources.KeyRing(name=request.name)
-
-    def _get_key(self, request: Any) -> Any:
-        key, number = self._find(request.name)
-        if number is not None:
-            raise _wrong(f"Resource name {request.name} is not the name of a CryptoKey.")
-        return self._described(key)
-
-    def _described(self, key: _Key) -> Any:
-        primary = None if key.primary is None else key.find(key.primary)
-        return resources.CryptoKey(
-            name=key.name,
-            purpose=Purpose[key.purpose],
-            primary=None if primary is None else _version_message(key, primary),
-            version_template=resources.CryptoKeyVersionTemplate(
-                algorithm=Algorithm[key.algorithm], protection_level=Protection[key.protection]
-            ),
-        )
-
-    def _get_version(self, request: Any) -> Any:
-        key, number = self._find(request.name)
-        if number is None:
-            raise _wrong(f"Resource name {request.name} is not the name of a CryptoKeyVersion.")
-        return _version_message(key, key.find(number))
-
-    def _list_versions(self, request: Any) -> Any:
-        key, _ = self._find(request.parent)
-        shown = key.versions
-        if request.filter:
-            wanted = re.fullmatch(r"\s*state\s*=\s*(\w+)\s*", request.filter)
-            if wanted is None:
-                raise _wrong(f"Invalid filter {request.filter!r}.")
-            shown = [version for version in shown if version.state == wanted[1]]
-        begin = int(request.page_token or 0)
-        size = min(request.page_size or PAGE, PAGE)
-        end = begin + size
-        return service.ListCryptoKeyVersionsResponse(
-            crypto_key_versions=[_version_message(key, each) for each in shown[begin:end]],
-            next_page_token=str(end) if end < len(shown) else "",
-            total_size=len(shown),
-        )
-
-    def _create_version(self, request: Any) -> Any:
-        key, _ = self._find(request.parent)
-        with self._lock:
-            version = _Version(len(key.versions) + 1, _material(key.algorithm))
-            key.versions.append(version)
-        return _version_message(key, version)
-
-    def _update_primary(self, request: Any) -> Any:
-        key, _ = self._find(request.name)
-        if key.purpose != "ENCRYPT_DECRYPT":
-            raise _wrong(f"{key.name} has no primary version.")
-        if not request.crypto_key_version_id.isdecimal():
-            raise _wrong("crypto_key_version_id is not a number.")
-        version = key.find(int(request.crypto_key_version_id))
-        _check_enabled(_Used(key, version))
-        key.primary = version.number
-        return self._described(key)
-
-    def _update_version(self, request: Any) -> Any:
-        wanted = request.crypto_key_version
-        if list(request.update_mask.paths) != ["state"] or wanted.state.name not in {
-            "ENABLED",
-            "DISABLED",
-        }:
-            raise _wrong("Only the state can be updated, to ENABLED or DISABLED.")
-        version = self._find_version(wanted.name)
-        if version.state not in {"ENABLED", "DISABLED"}:
-            raise _not_enabled(wanted.name, version.state)
-        version.state = wanted.state.name
-        return _version_message(self._find(wanted.name)[0], version)
-
-    def _move(self, request: Any, state: str) -> Any:
-        version = self._find_version(request.name)
-        expected = {"ENABLED", "DISABLED"} if state != "DISABLED" else {"DESTROY_SCHEDULED"}
-        if version.state not in expected:
-            raise _not_enabled(request.name, version.state)
-        version.state = state
-        return _version_message(self._find(request.name)[0], version)
-
-    # --- names -----------------------------------------------------------------------------------
-
-    def _find(self, name: str) -> tuple[_Key, int | None]:
-        match = _NAME.fullmatch(name)
-        if match is None:
-            raise _wrong(f"Resource name {name!r} is malformed.")
-        key = self._keys.get(match[1])
-        if key is None:
-            raise _missing(f"CryptoKey {match[1]}")
-        return key, None if match[2] is None else int(match[2])
-
-    def _find_version(self, name: str) -> _Version:
-        key, number = self._find(name)
-        if number is None:
-            raise _wrong(f"Resource name {name} is not the name of a CryptoKeyVersion.")
-        return key.find(number)
-
-    def _primary_or_named(self, name: str) -> _Used:
-        key, number = self._find(name)
-        _check_purpose(key, "ENCRYPT_DECRYPT")
-        used = _Used(key, key.find(number or key.primary or 0))
-        _check_enabled(used)
-        return used
-
-    def _named(self, name: str, purpose: str) -> _Used:
-        key, number = self._find(name)
-        if number is None:
-            raise _wrong(f"Resource name {name} is not the name of a CryptoKeyVersion.")
-        _check_purpose(key, purpose)
-        used = _Used(key, key.find(number))
-        _check_enabled(used)
-        return used
-
-
-# --- keys and signatures -------------------------------------------------------------------------
-
-
-def _material(algorithm: str) -> Any:
-    parts = algorithm.split("_")
-    if algorithm.startswith(("RSA_DECRYPT_OAEP_", "RSA_SIGN_")):
-        size = next(int(part) for part in parts if part.isdecimal())
-        return rsa.generate_private_key(65537, size)
-    if algorithm == "EC_SIGN_ED25519":
-        return ed25519.Ed25519PrivateKey.generate()
-    if algorithm.startswith("EC_SIGN_"):
-        return ec.generate_private_key(_CURVES[parts[2]])
-    if algorithm.startswith("PQ_SIGN_ML_DSA_"):
-        return _ml_dsa(parts[4])
-    if algorithm in {"GOOGLE_SYMMETRIC_ENCRYPTION", "AES_256_GCM"}:
-        return os.urandom(32)
-    if algorithm in {"HMAC_SHA256", "HMAC_SHA384", "HMAC_SHA512"}:
-        return os.urandom(_HASHES[parts[1]].digest_size)
-    raise ValueError(f"this server has no algorithm {algorithm}")
-
-
-def _ml_dsa(size: str) -> Any:
-    from cryptography.hazmat.primitives.asymmetric import mldsa
-
-    return getattr(mldsa, f"MLDSA{size}PrivateKey").generate()
-
-
-def _signature(used: _Used, data: bytes, kind: str | None, digest: bytes) -> bytes:
-    key, algorithm = used.version.secret, used.key.algorithm
-    if algorithm == "EC_SIGN_ED25519" or algorithm.startswith("PQ_SIGN_"):
-        if kind is not None:
-            raise _wrong(f"{used.name} signs data, not a digest.")
-        _check_signed(data)
-        return bytes(key.sign(data))
-    if kind is None:
-        _check_signed(data)
-        hashed = hashes.Hash(used.hash)
-        hashed.update(data)
-        digest = hashed.finalize()
-    elif kind != used.hash.name or len(digest) != used.hash.digest_size:
-        raise _wrong(f"The digest does not fit {algorithm}.")
-    prehashed = Prehashed(used.hash)
-    if algorithm.startswith("EC_SIGN_"):
-        return bytes(key.sign(digest, ec.ECDSA(prehashed)))
-    if "_PSS_" in algorithm:
-        pss = padding.PSS(padding.MGF1(used.hash), used.hash.digest_size)
-        return bytes(key.sign(digest, pss, prehashed))
-    return bytes(key.sign(digest, padding.PKCS1v15(), prehashed))
-
-
-def _add_public_key(answer: Any, used: _Used, wanted: str) -> None:
-    public = used.version.secret.public_key()
-    if used.key.algorithm.startswith("PQ_SIGN_"):
-        if wanted != "NIST_PQC":
-            raise _wrong("public_key_format must be NIST_PQC for this algorithm.")
-        _add_data(answer, public.public_bytes_raw())
-    elif wanted == "DER":
-        _add_data(answer, public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-    elif wanted in {"PEM", "PUBLIC_KEY_FORMAT_UNSPECIFIED"}:
-        pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        answer.pem, answer.pem_crc32c = pem.decode("ascii"), _crc(pem)
-    else:
-        raise _wrong(f"public_key_format {wanted} does not fit this algorithm.")
-
-
-def _add_data(answer: Any, data: bytes) -> None:
-    answer.public_key = resources.ChecksummedData(data=data, crc32c_checksum=_crc(data))
-
-
-def _version_message(key: _Key, version: _Version) -> Any:
-    return resources.CryptoKeyVersion(
-        name=key.version_name(version),
-        state=State[version.state],
-        algorithm=Algorithm[key.algorithm],
-        protection_level=Protection[key.protection],
-    )
-
-
-# --- checks and errors ---------------------------------------------------------------------------
-
-
-def _crc(data: bytes) -> int:
-    return int(google_crc32c.value(data))
-
-
-def _checked(request: Any, name: str) -> bytes:
-    """The field's bytes, which its checksum must fit if there is one."""
-    data, expected = bytes(getattr(request, name)), getattr(request, f"{name}_crc32c")
-    if expected is not None and expected != _crc(data):
-        raise _wrong(f"The checksum in field {name}_crc32c did not match the data in {name}.")
-    return data
-
-
-def _bound(used: _Used, aad: bytes) -> bytes:
-    return f"{used.name}\0".encode() + aad
-
-
-def _check_sizes(key: _Key, plaintext: bytes, aad: bytes) -> None:
-    if key.protection == "HSM":
-        if len(plaintext) + len(aad) > MAX_HSM_BYTES:
-            raise _wrong(f"plaintext and AAD together must be <= {MAX_HSM_BYTES} bytes.")
-    elif len(plaintext) > MAX_BYTES or len(aad) > MAX_BYTES:
-        raise _wrong(f"plaintext and AAD must be <= {MAX_BYTES} bytes.")
-
-
-def _check_signed(data: bytes) -> None:
-    if len(data) > MAX_SIGNED_BYTES:
-        raise _wrong(f"data must be <= {MAX_SIGNED_BYTES} bytes.")
-
-
-def _check_purpose(key: _Key, purpose: str) -> None:
-    if key.purpose != purpose:
-        message = f"{key.name} has purpose {key.purpose}, which may not be used for {purpose}."
-        raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, message)
-
-
-def _check_enabled(used: _Used) -> None:
-    if used.version.state != "ENABLED":
-        raise _not_enabled(used.name, used.version.state)
-
-
-def _not_enabled(name: str, state: str) -> _Refusal:
-    message = f"{name} is not enabled, current state is: {state}."
-    return _Refusal(grpc.StatusCode.FAILED_PRECONDITION, message)
-
-
-def _missing(what: str) -> _Refusal:
-    return _Refusal(grpc.StatusCode.NOT_FOUND, f"{what} not found.")
-
-
-def _wrong(message: str) -> _Refusal:
-    return _Refusal(grpc.StatusCode.INVALID_ARGUMENT, message)
-
-
-def _abort(context: grpc.ServicerContext, refusal: _Refusal) -> NoReturn:
-    if refusal.retry_after is not None:
-        delay = ProtoDuration()
-        delay.FromMilliseconds(int(refusal.retry_after * 1000))
-        detail = AnyMessage()
-        detail.Pack(RetryInfo(retry_delay=delay))
-        status = Status(code=refusal.code.value[0], message=refusal.message, details=[detail])
-        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-    context.abort(refusal.code, refusal.message)
-    raise refusal  # not reached: aborting raises
-
-
-def _spoilt(response: Any, order: Order) -> Any:
-    """A good answer made bad as ordered, where it can be."""
-    match order.failure:
-        case Failure.MALFORMED:
-            return type(response)()
-        case Failure.WRONG_KEY:
-            with contextlib.suppress(AttributeError):  # some answers name no key
-                response.name = response.name.replace("/cryptoKeys/", "/cryptoKeys/other-")
-        case Failure.CORRUPT_CRC:
-            _corrupt(response)
-    return response
-
-
-def _corrupt(response: Any) -> None:
-    for name in type(response).meta.fields:
-        value = getattr(response, name)
-        if name.endswith("_crc32c") and not name.startswith("verified_") and value is not None:
-            setattr(response, name, value ^ 1)
-    if isinstance(response, resources.PublicKey) and response.public_key.data:
-        response.public_key.crc32c_checksum ^= 1
+            return self._answer(operation, request)
+        except Refusal as exc:
+            refusal = exc
+        except Exception as exc:  # noqa: BLE001  a bug of the server must not look like a fault
+            self.errors.append(exc)
+            refusal = Refusal(grpc.StatusCode.INTERNAL, "This server has a bug: see its errors.")
+        context.set_trailing_metadata(refusal.metadata)
+        context.abort(refusal.code, str(refusal))
+        raise refusal  # never: aborting has raised already
+
+    def _answer(self, operation: str, request: Message) -> Message:
+        call = _CALLS[operation]
+        order = self.panel.arrived(operation)
+        if order is None:
+            return call.answer(self._service, request)
+        refusal = _refusal(order, call, request)
+        if refusal is not None:
+            raise refusal
+        answer = call.answer(self._service, request)
+        if order.failure is Failure.RESET:
+            self._break_connections()
+        return _spoiled(order, request, answer)
+
+    def _break_connections(self) -> None:
+        """All of them: gRPC has one for all calls of a client, and no way to break it.
+
+        The port is not shut for it, else clients that are quick find it so and back off.
+        """
+        with self._line:
+            if not self._closed:
+                self.gate.hang()
+                self.gate.restore()
+
+
+def _chosen_algorithm(purpose: str, algorithm: str | None, protection: str) -> str:
+    """The algorithm of a new key; raises ``ValueError`` if the service has no such keys."""
+    fitting = [name for name, kind in _KEY_KINDS.items() if kind.purpose == purpose]
+    if not fitting or algorithm not in {None, *fitting}:
+        raise ValueError(f"there are no keys of purpose {purpose} and algorithm {algorithm} here")
+    chosen = algorithm or fitting[0]
+    if protection not in {"SOFTWARE", "HSM"}:
+        raise ValueError(f"protection is SOFTWARE or HSM, not {protection}")
+    if _KEY_KINDS[chosen].only_in_hsm and protection != "HSM":
+        raise ValueError(f"keys of algorithm {chosen} are held in HSMs only")
+    return chosen

@@ -18,7 +18,7 @@ from kms_azure import credentials
 from kms_azure.answer import Reply
 from kms_azure.settings import AzureKeyVaultSettings
 
-_VAULTS: Final = 4  # hosts that connections are kept for; an instance has one
+_HOSTS: Final = 1  # that connections are kept for
 
 
 @define(eq=False)
@@ -148,7 +148,7 @@ def _session(settings: AzureKeyVaultSettings) -> Any:
     session.trust_env = not settings.is_loopback  # proxies cannot reach our loopback
     session.auth = _as_it_is
     adapter = HTTPAdapter(
-        pool_connections=_VAULTS, pool_maxsize=settings.max_connections, max_retries=0
+        pool_connections=_HOSTS, pool_maxsize=settings.max_connections, max_retries=0
     )
     session.mount("https://", adapter)
     return session

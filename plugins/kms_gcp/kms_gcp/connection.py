@@ -19,6 +19,7 @@ from attrs import define, field
 
 from kms_core import ConfigError
 from kms_gcp.credentials import Identity, identity_of
+from kms_gcp.errors import leaves_no_connection
 from kms_gcp.settings import GcpKmsSettings, is_loopback
 
 _SERVICE: Final = "google.cloud.kms.v1.KeyManagementService"
@@ -72,12 +73,19 @@ class Connection:
     def call(self, rpc: str, fields: Mapping[str, Any]) -> Any:
         """The answer, a protobuf message; raises ``NoToken``, or whatever the SDK raises."""
         held = self._of_this_process()
-        call = _ready(self._line(held), rpc)
-        return call(
-            _message(f"{rpc}Request")(**fields),
-            timeout=self._settings.attempt_timeout,
-            metadata=(_routing(fields), *held.identity.headers()),
-        )
+        line = self._line(held)
+        request = _message(f"{rpc}Request")(**fields)
+        metadata = (_routing(fields), *held.identity.headers())
+        try:
+            return _ready(line, rpc)(
+                request, timeout=self._settings.attempt_timeout, metadata=metadata
+            )
+        except Exception as exc:
+            # gRPC would go on using a connection that fell silent for another minute, and refuse
+            # calls for seconds after one that was refused.  Other calls on this channel go on.
+            if leaves_no_connection(exc) and held.line is line:
+                held.line = None
+            raise
 
     def prepare(self) -> None:
         """Import the SDK and build the channel; nothing is sent yet."""
@@ -86,13 +94,6 @@ class Connection:
     def forget_identity(self) -> None:
         """The credentials were refused: find them anew."""
         self._of_this_process().identity.forget()
-
-    def reconnect(self) -> None:
-        """Take a new channel for the next call: this one would refuse it until it tries again.
-
-        Calls under way go on; the old channel ends with the last of them.
-        """
-        self._of_this_process().line = None
 
     def close(self) -> None:
         """Close the channel; calls under way are cancelled, a later one opens a new channel."""
@@ -124,8 +125,9 @@ def _channel(settings: GcpKmsSettings) -> Any:
     local = is_loopback(settings.address)
     options = (
         *_LIMITS,
-        # Its name says something else, but this is how long gRPC lets a connection attempt take.
-        ("grpc.min_reconnect_backoff_ms", max(1, int(settings.connect_timeout * 1000))),
+        # Whatever its name says, this is how long gRPC lets a connection attempt take: longer than
+        # a call, so that a host which does not answer is told as such and not as unreachable.
+        ("grpc.min_reconnect_backoff_ms", int(settings.attempt_timeout * 2000) + 1000),
         ("grpc.enable_http_proxy", 0 if local else 1),
     )
     if settings.insecure:

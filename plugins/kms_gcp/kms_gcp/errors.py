@@ -77,7 +77,7 @@ _CHAINED: Final = frozenset(
 )
 
 _ADVICE: Final[Mapping[type[KMSError], str]] = {
-    DeadlineExceeded: "check the network, or raise connect_timeout or attempt_timeout",
+    DeadlineExceeded: "check the network, or raise attempt_timeout",
     Unavailable: "try again or use another instance, and look at the service's status page",
     Throttled: "slow down, or ask Google for a higher quota",
     AccessDenied: "check the credentials and the roles they have on the key, and that the key "
@@ -122,14 +122,13 @@ class NoToken(Exception):
 class Fault:
     """``error`` is to be raised from ``cause``; ``status`` is gRPC's, empty if nobody was asked.
 
-    ``stale``: the credentials are to be found anew; ``unconnected``: there is no connection.
+    ``stale``: the credentials are to be found anew.
     """
 
     error: KMSError
     cause: Exception | None = None
     status: str = ""
     stale: bool = False
-    unconnected: bool = False
 
 
 def fail(fault: Fault) -> NoReturn:
@@ -152,6 +151,14 @@ def translate(exc: Exception, rpc: str, key: str) -> Fault:
     return Fault(Unavailable(f"{failed}; {_ADVICE[Unavailable]}"))
 
 
+def leaves_no_connection(exc: Exception) -> bool:
+    """Whether a call failed because no connection came about, or because one fell silent."""
+    status = _status(exc)
+    return status == "DEADLINE_EXCEEDED" or (
+        status == "UNAVAILABLE" and _UNCONNECTED_TEXT.search(_text(exc)) is not None
+    )
+
+
 def ciphertext_refused(key: object) -> InvalidCiphertext:
     """The one error of every ciphertext that does not authenticate, whoever noticed it."""
     advice = _ADVICE[InvalidCiphertext]
@@ -168,7 +175,7 @@ class _Told:
 
 
 def _of_service(exc: Any, status: str, rpc: str, key: str) -> Fault:
-    text = str(exc.details() or "")
+    text = _text(exc)
     told = _told(exc)
     state = _state(status, told, text)
     kind = KeyDisabled if state else BY_STATUS.get(status, ServiceError)
@@ -185,7 +192,6 @@ def _of_service(exc: Any, status: str, rpc: str, key: str) -> Fault:
         cause=exc if status in _CHAINED else None,
         status=status,
         stale=status == "UNAUTHENTICATED",
-        unconnected=_UNCONNECTED_TEXT.search(text) is not None,
     )
 
 
@@ -213,6 +219,10 @@ def _status(exc: Exception) -> str:
     code = getattr(exc, "code", None)
     name = getattr(code() if callable(code) else None, "name", "")
     return name if isinstance(name, str) else ""
+
+
+def _text(exc: Any) -> str:
+    return str(exc.details() or "")
 
 
 def _state(status: str, told: _Told, text: str) -> str:

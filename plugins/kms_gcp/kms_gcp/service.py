@@ -27,8 +27,6 @@ class Service:
             fault = translate(exc, rpc, str(key))
         if fault.stale:
             self._connection.forget_identity()
-        if fault.unconnected:
-            self._connection.reconnect()
         return fault
 
     def ask(self, rpc: str, key: KeyName, **fields: Any) -> Answer:

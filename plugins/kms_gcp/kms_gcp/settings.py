@@ -64,8 +64,7 @@ class GcpKmsSettings:
     ``credentials_file``: a credentials file of Google's; ``token``: a ready access token.  Without
     either, Application Default Credentials are looked up by the first call.
     ``quota_project``: whose quota is charged, by id.
-    ``connect_timeout``, ``attempt_timeout``: how long a connection, and a whole call, may take, in
-    seconds.
+    ``attempt_timeout``: how long a call may take, connecting included, in seconds.
     """
 
     key: str
@@ -78,7 +77,6 @@ class GcpKmsSettings:
     credentials_file: Path | None = field(default=None, validator=_check_file)
     token: Secret | None = field(default=None, validator=_check_token)
     quota_project: str | None = field(default=None, validator=_check_project)
-    connect_timeout: Duration = field(default=Duration(1.0), validator=_check_timeout)
     attempt_timeout: Duration = field(default=Duration(3.0), validator=_check_timeout)
 
     def __attrs_post_init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from attrs import define, field, frozen
+from attrs import frozen
 from google.cloud.kms_v1 import types
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.status_pb2 import Status
@@ -45,27 +45,25 @@ class Asked:
         return getattr(types, f"{self.rpc}Request").pb().FromString(self.body)
 
 
-@define(eq=False)
 class Scripted(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """A gRPC server that answers as it is told and notes what it was asked."""
 
-    tls: bool = False
-    answer: Callable[[Asked], bytes] = lambda _asked: b""
-    refusal: tuple[grpc.StatusCode, str, Sequence[Any]] | None = None
-    requests: list[Asked] = field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
+    def __init__(self, *, tls: bool = False, names: Sequence[str] = ()) -> None:
+        self.answer: Callable[[Asked], bytes] = lambda _asked: b""
+        self.refusal: tuple[grpc.StatusCode, str, Sequence[Any]] | None = None
+        self.requests: list[Asked] = []
         self.authority = Authority()
+        self._threads = futures.ThreadPoolExecutor(4)
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(4), handlers=(self,), options=[("grpc.so_reuseport", 0)]
+            self._threads, handlers=(self,), options=[("grpc.so_reuseport", 0)]
         )
-        self.endpoint = f"localhost:{self._listen('localhost:0')}"
+        self.endpoint = f"127.0.0.1:{self._listen('127.0.0.1:0', tls=tls, names=names)}"
         self._server.start()
 
-    def _listen(self, address: str) -> int:
-        if not self.tls:
+    def _listen(self, address: str, *, tls: bool, names: Sequence[str]) -> int:
+        if not tls:
             return int(self._server.add_insecure_port(address))
-        leaf = self.authority.issue()
+        leaf = self.authority.issue(*names)
         chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
         pair = (leaf.private_key_pem.bytes(), chain)
         return int(self._server.add_secure_port(address, grpc.ssl_server_credentials((pair,))))
@@ -98,6 +96,7 @@ class Scripted(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
 
     def close(self) -> None:
         self._server.stop(0).wait()
+        self._threads.shutdown()
         self.authority.close()
 
 
