@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,10 +15,9 @@ import google_crc32c
 import grpc
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from google.api_core import exceptions
 from google.cloud import kms_v1
-from google.cloud.kms_v1 import gapic_version
 from google.cloud.kms_v1.services.key_management_service.transports import (
     KeyManagementServiceGrpcTransport,
 )
@@ -34,7 +34,7 @@ SECRET = bytes(range(32))
 AAD = b"tenant=42"
 MESSAGE = b"pay 100 to Alice"
 HASHES: Mapping[str, hashes.HashAlgorithm] = {
-    "SHA1": hashes.SHA1(),
+    "SHA1": hashes.SHA1(),  # noqa: S303  old keys have it
     "SHA256": hashes.SHA256(),
     "SHA384": hashes.SHA384(),
     "SHA512": hashes.SHA512(),
@@ -58,13 +58,26 @@ def crc(data: bytes) -> int:
     return int(google_crc32c.value(data))
 
 
-def ask(client: Client, method: str, *, timeout: float = 20.0, **request: Any) -> Any:
+def ask(client: Client, method: str, **request: Any) -> Any:
     """One attempt at one call, with all that the request has."""
-    return getattr(client, method)(request=request, retry=None, timeout=timeout)
+    return getattr(client, method)(request=request, retry=None, timeout=20.0)
+
+
+def ask_in_haste(client: Client) -> None:
+    """Encrypt, and do not wait for the answer if it takes its time."""
+    client.encrypt(request={"name": KEY, "plaintext": SECRET}, retry=None, timeout=0.2)
+
+
+def wait_for(server: GcpServer, operation: str, calls: int) -> None:
+    """Until so many calls have reached the server."""
+    end = time.monotonic() + 20
+    while server.panel.count(operation) < calls:
+        assert time.monotonic() < end, f"{operation} did not arrive"
+        threading.Event().wait(0.005)
 
 
 @contextmanager
-def refused(code: str, message: str = "") -> Iterator[pytest.ExceptionInfo[Any]]:
+def refused(code: str, message: str = ".") -> Iterator[pytest.ExceptionInfo[Any]]:
     """The call in the block is answered with this status and words."""
     with pytest.raises(exceptions.GoogleAPICallError, match=message) as caught:
         yield caught
@@ -91,7 +104,13 @@ def connect() -> Iterator[Connect]:
 
     yield make
     for client in clients:
-        client.transport.close()
+        close(client)
+
+
+def close(client: Client) -> None:
+    """End the client's connection."""
+    transport: Any = client.transport  # has no types
+    transport.close()
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +183,14 @@ def purpose_of(algorithm: str) -> str:
     )
 
 
+def key_of(version: str) -> str:
+    """The key that a version is one of."""
+    return version.partition("/cryptoKeyVersions/")[0]
+
+
 def encrypt(client: Client, name: str = KEY, plaintext: bytes = SECRET, aad: bytes = AAD) -> Any:
     """A complete answer to Encrypt."""
-    return ask(
-        client, "encrypt", name=name, plaintext=plaintext, additional_authenticated_data=aad
-    )
+    return ask(client, "encrypt", name=name, plaintext=plaintext, additional_authenticated_data=aad)
 
 
 def decrypt(client: Client, ciphertext: bytes, name: str = KEY, aad: bytes = AAD) -> Any:
@@ -256,8 +278,9 @@ def test_decrypting_takes_the_name_of_a_key(client: Client) -> None:
 def test_only_so_much_is_encrypted(client: Client) -> None:
     """64 KiB of each are allowed, and no byte more."""
     limit = 64 * 1024
-    opened = decrypt(client, encrypt(client, KEY, bytes(limit), bytes(limit)).ciphertext, KEY,
-                     bytes(limit))
+    opened = decrypt(
+        client, encrypt(client, KEY, bytes(limit), bytes(limit)).ciphertext, KEY, bytes(limit)
+    )
     assert opened.plaintext == bytes(limit)
     with refused("INVALID_ARGUMENT", "plaintext"):
         encrypt(client, KEY, bytes(limit + 1), b"")
@@ -311,9 +334,7 @@ def test_a_version_is_made_and_then_made_primary(own: Own) -> None:
     assert made.name == f"{KEY}/cryptoKeyVersions/2"
     assert made.state.name == "ENABLED"
     assert encrypt(client).name.endswith("/1")
-    key = ask(
-        client, "update_crypto_key_primary_version", name=KEY, crypto_key_version_id="2"
-    )
+    key = ask(client, "update_crypto_key_primary_version", name=KEY, crypto_key_version_id="2")
     assert key.primary.name == made.name
     assert encrypt(client).name == made.name
 
@@ -457,7 +478,7 @@ def test_versions_are_listed_in_pages(own: Own, size: int) -> None:
 
 
 def test_a_page_has_no_more_than_it_may(own: Own) -> None:
-    """A list that asks for nothing has a hundred versions at a time, and says how many there are."""
+    """A hundred versions unless a number is asked for; the answer says how many there are."""
     server, client = own
     for _ in range(100):
         server.add_version(KEY)
@@ -481,23 +502,21 @@ def test_lists_are_filtered_by_state(own: Own) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "code"),
+    ("field", "value"),
     [
-        ({"filter": "state"}, "INVALID_ARGUMENT"),
-        ({"filter": "state=WELL"}, "INVALID_ARGUMENT"),
-        ({"filter": "name:1"}, "INVALID_ARGUMENT"),
-        ({"order_by": "name"}, "INVALID_ARGUMENT"),
-        ({"page_size": -1}, "INVALID_ARGUMENT"),
-        ({"page_token": "made up"}, "INVALID_ARGUMENT"),
-        ({"page_token": "9"}, "INVALID_ARGUMENT"),
+        ("filter", "state"),
+        ("filter", "state=WELL"),
+        ("filter", "name:1"),
+        ("order_by", "name"),
+        ("page_size", -1),
+        ("page_token", "made up"),
+        ("page_token", "9"),
     ],
 )
-def test_a_list_that_makes_no_sense_is_refused(
-    client: Client, request_: dict[str, Any], code: str
-) -> None:
+def test_a_list_that_makes_no_sense_is_refused(client: Client, field: str, value: object) -> None:
     """What cannot be done is not left out in silence."""
-    with refused(code):
-        listed(client, **request_)
+    with refused("INVALID_ARGUMENT", f"The field {field} is "):
+        listed(client, **{field: value})
 
 
 def test_a_key_shows_what_it_is(server: GcpServer, client: Client) -> None:
@@ -636,9 +655,7 @@ def test_public_keys_come_in_the_format_asked_for(client: Client, version_of: Ve
         ask(client, "get_public_key", name=version, public_key_format="NIST_PQC")
 
 
-def test_post_quantum_public_keys_must_be_asked_for(
-    client: Client, version_of: VersionOf
-) -> None:
+def test_post_quantum_public_keys_must_be_asked_for(client: Client, version_of: VersionOf) -> None:
     """They have no default, and no PEM or DER."""
     version = version_of("PQ_SIGN_ML_DSA_65")
     shown = ask(client, "get_public_key", name=version, public_key_format="NIST_PQC")
@@ -743,9 +760,7 @@ def test_hsms_take_shorter_messages(server: GcpServer, client: Client) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["AES_128_GCM", "AES_256_GCM"])
-def test_raw_encryption_comes_back(
-    client: Client, version_of: VersionOf, algorithm: str
-) -> None:
+def test_raw_encryption_comes_back(client: Client, version_of: VersionOf, algorithm: str) -> None:
     """The service makes the initialization vector, and the tag is the ciphertext's end."""
     version = version_of(algorithm)
     bound = {"additional_authenticated_data": AAD}
@@ -828,19 +843,18 @@ def good_request(client: Client, version_of: VersionOf) -> Callable[[str, str], 
 
     def make(method: str, algorithm: str) -> dict[str, Any]:
         version = version_of(algorithm)
-        request: dict[str, Any] = {"name": version, "data": MESSAGE}
+        request: dict[str, Any] = {"name": version}
         if method == "mac_verify":
-            request["mac"] = ask(client, "mac_sign", **request).mac
+            request["mac"] = ask(client, "mac_sign", name=version, data=MESSAGE).mac
         if method in {"asymmetric_sign", "mac_sign", "mac_verify"}:
-            return request
-        request = {"name": version}
+            return {**request, "data": MESSAGE}
         if method != "asymmetric_decrypt":
             request["additional_authenticated_data"] = AAD
         if method in {"encrypt", "raw_encrypt"}:
             return {**request, "plaintext": SECRET}
         if method == "decrypt":
             sealed = encrypt(client, version)
-            return {**request, "name": KEY_OF(version), "ciphertext": sealed.ciphertext}
+            return {**request, "name": key_of(version), "ciphertext": sealed.ciphertext}
         if method == "raw_decrypt":
             raw = ask(client, "raw_encrypt", **request, plaintext=SECRET)
             iv = raw.initialization_vector
@@ -855,6 +869,586 @@ def good_request(client: Client, version_of: VersionOf) -> Callable[[str, str], 
 GoodRequest = Callable[[str, str], dict[str, Any]]
 
 
-def KEY_OF(version: str) -> str:  # noqa: N802
-    """The key that a version is one of."""
-    return version.partition("/cryptoKeyVersions/")[0]
+def checked(request: dict[str, Any], field: str) -> tuple[dict[str, Any], bytes]:
+    """The request, with a digest in place of the message if that is the field; and its bytes."""
+    if field != "digest":
+        return request, request[field]
+    by_digest = {"name": request["name"], "digest": digest("_SHA256")}
+    return by_digest, by_digest["digest"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("method", "algorithm", "field"),
+    [(method, algorithm, field) for method, algorithm, fields in CHECKED for field in fields],
+)
+def test_checksums_of_requests_are_compared(
+    client: Client, good_request: GoodRequest, method: str, algorithm: str, field: str
+) -> None:
+    """A right one is confirmed, a wrong one refused, and none is none."""
+    request, data = checked(good_request(method, algorithm), field)
+    right = ask(client, method, **request, **{f"{field}_crc32c": crc(data)})
+    without = ask(client, method, **request)
+    if method != "decrypt":  # which confirms nothing
+        assert getattr(right, f"verified_{field}_crc32c") is True
+        assert getattr(without, f"verified_{field}_crc32c") is False
+    for wrong in (crc(data) ^ 1, 0, -1):
+        with refused("INVALID_ARGUMENT", f"{field}_crc32c did not match the data in field {field}"):
+            ask(client, method, **request, **{f"{field}_crc32c": wrong})
+
+
+def test_the_checksum_of_nothing_is_compared_too(client: Client) -> None:
+    """A field that is empty has the checksum 0, and confirms it."""
+    request = {"name": KEY, "plaintext": b"", "additional_authenticated_data": b""}
+    answer = ask(client, "encrypt", **request, plaintext_crc32c=0)
+    assert answer.verified_plaintext_crc32c
+    assert not answer.verified_additional_authenticated_data_crc32c
+    with refused("INVALID_ARGUMENT", "plaintext_crc32c did not match"):
+        ask(client, "encrypt", **request, plaintext_crc32c=1)
+
+
+# --- names and purposes --------------------------------------------------------------------------
+
+OF_VERSIONS = (
+    "asymmetric_decrypt",
+    "asymmetric_sign",
+    "get_public_key",
+    "mac_sign",
+    "mac_verify",
+    "raw_encrypt",
+    "raw_decrypt",
+    "get_crypto_key_version",
+    "destroy_crypto_key_version",
+    "restore_crypto_key_version",
+)
+OF_KEYS = ("decrypt", "get_crypto_key", "update_crypto_key_primary_version")
+OF_PARENTS = ("list_crypto_key_versions", "create_crypto_key_version")
+
+
+def by_name(client: Client, method: str, name: str) -> Any:
+    """A call about a resource, with nothing else in it."""
+    if method == "update_crypto_key_version":
+        return set_state(client, name, "ENABLED")
+    return ask(client, method, **{"parent" if method in OF_PARENTS else "name": name})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "app",
+        "malformed name",
+        f"{KEY}\n",
+        f"{KEY}/",
+        f"/{KEY}",
+        f"//cloudkms.googleapis.com/{KEY}",
+        f"gcp-kms://{KEY}",
+        f"{KEY}/cryptoKeyVersions",
+        f"{KEY}/cryptoKeyVersions/",
+        f"{KEY}/cryptoKeyVersions/0",
+        f"{KEY}/cryptoKeyVersions/01",
+        f"{KEY}/cryptoKeyVersions/1/",
+        f"{KEY}/cryptoKeyVersions/latest",
+        f"{KEY}{'a' * 64}",
+        KEY.replace("app", "a.b"),
+        KEY.replace("cryptoKeys", "cryptokeys"),
+    ],
+)
+@pytest.mark.parametrize(
+    "method",
+    ["encrypt", "get_key_ring", "update_crypto_key_version", *OF_VERSIONS, *OF_KEYS, *OF_PARENTS],
+)
+def test_a_malformed_name_is_refused(client: Client, method: str, name: str) -> None:
+    """By every call, and before anything else is looked at."""
+    with refused("INVALID_ARGUMENT", "is malformed"):
+        by_name(client, method, name)
+
+
+@pytest.mark.parametrize("method", ["update_crypto_key_version", *OF_VERSIONS])
+def test_calls_about_versions_do_not_take_keys(client: Client, method: str) -> None:
+    """There is no version that stands for the key."""
+    with refused("INVALID_ARGUMENT", "that of a CryptoKey, not of a CryptoKeyVersion"):
+        by_name(client, method, KEY)
+
+
+@pytest.mark.parametrize("method", [*OF_KEYS, *OF_PARENTS])
+def test_calls_about_keys_do_not_take_versions(client: Client, method: str) -> None:
+    """Nor the other way round."""
+    with refused("INVALID_ARGUMENT", "that of a CryptoKeyVersion, not of a CryptoKey"):
+        by_name(client, method, f"{KEY}/cryptoKeyVersions/1")
+
+
+@pytest.mark.parametrize("missing", ["app2", "app/cryptoKeyVersions/2", "no/cryptoKeyVersions/1"])
+def test_what_is_not_there_is_not_found(client: Client, missing: str) -> None:
+    """Said before anything else is looked at, and with its name."""
+    name = KEY.replace("app", missing)
+    kind = "CryptoKeyVersion" if "Versions" in missing else "CryptoKey"
+    methods = ("update_crypto_key_version", *OF_VERSIONS)
+    for method in ("encrypt", *(methods if kind != "CryptoKey" else (*OF_KEYS, *OF_PARENTS))):
+        with refused("NOT_FOUND", f"^404 {kind} {name} not found.$"):
+            by_name(client, method, name)
+
+
+USES = {
+    "encrypt": "GOOGLE_SYMMETRIC_ENCRYPTION",
+    "decrypt": "GOOGLE_SYMMETRIC_ENCRYPTION",
+    "raw_encrypt": "AES_256_GCM",
+    "raw_decrypt": "AES_256_GCM",
+    "asymmetric_decrypt": "RSA_DECRYPT_OAEP_2048_SHA256",
+    "asymmetric_sign": "EC_SIGN_P256_SHA256",
+    "mac_sign": "HMAC_SHA256",
+    "mac_verify": "HMAC_SHA256",
+}
+
+
+@pytest.mark.parametrize("method", [*USES, "get_public_key"])
+def test_keys_of_another_purpose_are_refused(
+    client: Client, version_of: VersionOf, method: str
+) -> None:
+    """A key is good for one thing, whatever else the request says."""
+    own = USES.get(method)
+    pairs = {"RSA_DECRYPT_OAEP_2048_SHA256", "EC_SIGN_P256_SHA256"}
+    for algorithm in set(USES.values()) - ({own} if own else pairs):
+        version = version_of(algorithm)
+        with refused("FAILED_PRECONDITION", f"keys with algorithm {algorithm} may not be used"):
+            by_name(client, method, key_of(version) if method == "decrypt" else version)
+
+
+@pytest.mark.parametrize("method", USES)
+def test_no_use_of_a_version_that_is_disabled(connect: Connect, method: str) -> None:
+    """Said before anything else is looked at."""
+    with GcpServer() as server:
+        algorithm = USES[method]
+        key = server.create_key(purpose=purpose_of(algorithm), algorithm=algorithm)
+        version = server.versions(key)[0]
+        client = connect(server)
+        request: dict[str, Any] = {"name": version}
+        if method == "decrypt":
+            request = {"name": key, "ciphertext": encrypt(client).ciphertext}
+        server.set_state(version, "DISABLED")
+        with refused("FAILED_PRECONDITION", f"{version} is not enabled"):
+            ask(client, method, **request)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("list_crypto_keys", {"parent": KEY.removesuffix("/cryptoKeys/app")}),
+        ("create_key_ring", {"parent": "projects/demo/locations/global", "key_ring_id": "r"}),
+        ("update_crypto_key", {"crypto_key": {"name": KEY}}),
+        ("decapsulate", {"name": f"{KEY}/cryptoKeyVersions/1"}),
+    ],
+)
+def test_other_calls_are_not_implemented(
+    server: GcpServer, client: Client, method: str, request_: dict[str, Any]
+) -> None:
+    """They are not counted either."""
+    before = server.panel.count()
+    with refused("UNIMPLEMENTED"):
+        ask(client, method, **request_)
+    assert server.panel.count() == before
+
+
+# --- failures on cue -----------------------------------------------------------------------------
+
+
+def test_calls_are_counted_by_their_names(own: Own) -> None:
+    """Refused ones too."""
+    server, client = own
+    encrypt(client)
+    with refused("INVALID_ARGUMENT"):
+        decrypt(client, b"")
+    encrypt(client)
+    assert server.panel.count("Encrypt") == 2
+    assert server.panel.count("Decrypt") == 1
+    assert server.panel.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (Failure.THROTTLE, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric"),
+        (Failure.SERVER_ERROR, "UNAVAILABLE", "The service is currently unavailable."),
+        (
+            Failure.ACCESS_DENIED,
+            "PERMISSION_DENIED",
+            rf"useToEncrypt' denied on resource '{KEY}' \(or it may not exist\)",
+        ),
+        (
+            Failure.KEY_DISABLED,
+            "FAILED_PRECONDITION",
+            f"{KEY}/cryptoKeyVersions/1 is not enabled, current state is: DISABLED.",
+        ),
+        (Failure.KEY_NOT_FOUND, "NOT_FOUND", f"CryptoKey {KEY} not found."),
+    ],
+)
+def test_refusals_on_cue(own: Own, failure: Failure, code: str, message: str) -> None:
+    """As many as were ordered, of the call that was meant, in the words of the service."""
+    server, client = own
+    server.panel.fail(failure, operation="Encrypt", times=2)
+    for _ in range(2):
+        with refused(code, message):
+            encrypt(client)
+        assert ask(client, "get_crypto_key", name=KEY).name == KEY
+    assert encrypt(client).ciphertext
+
+
+def test_every_call_fails_on_cue(server: GcpServer, client: Client) -> None:
+    """An order without an operation is for all that the service does."""
+    methods = {
+        **dict.fromkeys((*OF_VERSIONS, "encrypt"), f"{KEY}/cryptoKeyVersions/1"),
+        **dict.fromkeys((*OF_KEYS, *OF_PARENTS), KEY),
+        "get_key_ring": KEY.removesuffix("/cryptoKeys/app"),
+        "update_crypto_key_version": f"{KEY}/cryptoKeyVersions/1",
+    }
+    server.panel.fail(Failure.ACCESS_DENIED)
+    for method, name in methods.items():
+        with refused("PERMISSION_DENIED", f"denied on resource '{key_of(name)}'") as caught:
+            by_name(client, method, name)
+        assert caught.value.reason == "IAM_PERMISSION_DENIED"
+        assert caught.value.metadata["permission"].startswith("cloudkms.")
+    with refused("PERMISSION_DENIED", "cloudkms.locations.generateRandomBytes"):
+        ask(client, "generate_random_bytes", location="projects/demo/locations/global")
+
+
+def test_throttling_says_how_long_to_wait(own: Own) -> None:
+    """In the details of the status, if it was told how long."""
+    server, client = own
+    server.panel.fail(Failure.THROTTLE, seconds=2.5, times=1)
+    server.panel.fail(Failure.THROTTLE, times=1)
+    with refused("RESOURCE_EXHAUSTED") as with_delay:
+        encrypt(client)
+    quota, retry = with_delay.value.details
+    assert isinstance(quota, ErrorInfo)
+    assert quota.reason == "RATE_LIMIT_EXCEEDED"
+    assert isinstance(retry, RetryInfo)
+    assert retry.retry_delay.ToTimedelta().total_seconds() == 2.5
+    with refused("RESOURCE_EXHAUSTED") as without:
+        encrypt(client)
+    assert not any(isinstance(detail, RetryInfo) for detail in without.value.details)
+
+
+def test_a_malformed_answer_is_an_empty_message(
+    server: GcpServer, client: Client, good_request: GoodRequest
+) -> None:
+    """Of the right type, and a success."""
+    for method, algorithm in USES.items():
+        request = good_request(method, algorithm)
+        server.panel.fail(Failure.MALFORMED, times=1)
+        answer = ask(client, method, **request)
+        assert type(answer).__name__ == f"{method.title().replace('_', '')}Response"
+        assert answer == type(answer)()
+
+
+def test_a_wrong_key_is_named_wherever_one_is(
+    server: GcpServer, client: Client, good_request: GoodRequest
+) -> None:
+    """All else is as it should be."""
+    server.panel.fail(Failure.WRONG_KEY)
+    for method in ("encrypt", "raw_encrypt", "asymmetric_sign", "mac_sign", "mac_verify"):
+        request = good_request(method, USES[method])
+        answer = ask(client, method, **request)
+        assert answer.name == f"{KEY.replace('app', 'another-key')}/cryptoKeyVersions/1"
+    another = KEY.replace("app", "another-key")
+    key = ask(client, "get_crypto_key", name=KEY)
+    assert (key.name, key.primary.name) == (another, f"{another}/cryptoKeyVersions/1")
+    (shown,) = ask(client, "list_crypto_key_versions", parent=KEY)
+    assert shown.name == f"{another}/cryptoKeyVersions/1"
+    ring = KEY.removesuffix("/cryptoKeys/app")
+    assert ask(client, "get_key_ring", name=ring).name == ring
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ("encrypt", "ciphertext"),
+        ("decrypt", "plaintext"),
+        ("raw_encrypt", "ciphertext"),
+        ("raw_encrypt", "initialization_vector"),
+        ("raw_decrypt", "plaintext"),
+        ("asymmetric_decrypt", "plaintext"),
+        ("asymmetric_sign", "signature"),
+        ("mac_sign", "mac"),
+    ],
+)
+def test_checksums_of_answers_are_corrupted_on_cue(
+    server: GcpServer, client: Client, good_request: GoodRequest, method: str, field: str
+) -> None:
+    """Only they are: what they are of is good, and so is what is said of the request's."""
+    request = good_request(method, USES[method])
+    server.panel.fail(Failure.CORRUPT_CRC)
+    answer = ask(client, method, **request)
+    data, checksum = getattr(answer, field), getattr(answer, f"{field}_crc32c")
+    assert data
+    assert checksum not in {None, crc(data)}
+    server.panel.heal()
+    answer = ask(client, method, **request)
+    assert getattr(answer, f"{field}_crc32c") == crc(getattr(answer, field))
+
+
+def test_checksums_of_public_keys_are_corrupted_on_cue(
+    server: GcpServer, client: Client, version_of: VersionOf
+) -> None:
+    """In whichever field they are."""
+    version = version_of("EC_SIGN_P256_SHA256")
+    server.panel.fail(Failure.CORRUPT_CRC)
+    plain = ask(client, "get_public_key", name=version)
+    assert plain.pem_crc32c not in {None, crc(plain.pem.encode())}
+    der = ask(client, "get_public_key", name=version, public_key_format="DER").public_key
+    assert der.crc32c_checksum not in {None, crc(der.data)}
+
+
+def test_what_stands_for_a_checksum_is_corrupted_on_cue(
+    server: GcpServer, client: Client, good_request: GoodRequest
+) -> None:
+    """MacVerify says its one bit twice, and then differently."""
+    request = good_request("mac_verify", "HMAC_SHA256")
+    server.panel.fail(Failure.CORRUPT_CRC)
+    answer = ask(client, "mac_verify", **request, data_crc32c=crc(MESSAGE))
+    assert answer.success
+    assert answer.verified_data_crc32c
+    assert not answer.verified_success_integrity
+
+
+def test_a_key_that_is_disabled_on_cue_is_shown_so(own: Own) -> None:
+    """Reading goes on, and says why nothing else does."""
+    server, client = own
+    server.panel.fail(Failure.KEY_DISABLED)
+    version = f"{KEY}/cryptoKeyVersions/1"
+    assert ask(client, "get_crypto_key", name=KEY).primary.state.name == "DISABLED"
+    assert ask(client, "get_crypto_key_version", name=version).state.name == "DISABLED"
+    (shown,) = ask(client, "list_crypto_key_versions", parent=KEY)
+    assert shown.state.name == "DISABLED"
+    assert listed(client, filter="state=ENABLED") == []
+    with refused("FAILED_PRECONDITION", f"{version} is not enabled"):
+        ask(client, "get_public_key", name=version)
+    server.panel.heal()
+    assert listed(client, filter="state=ENABLED") == ["1"]
+
+
+def test_a_slow_answer_comes_when_it_is_healed(own: Own) -> None:
+    """It is a good one."""
+    server, client = own
+    server.panel.fail(Failure.SLOW, seconds=60)
+    with ThreadPoolExecutor(1) as thread:
+        sealed = thread.submit(encrypt, client)
+        wait_for(server, "Encrypt", 1)
+        assert not sealed.done()
+        server.panel.heal()
+        assert sealed.result(20).ciphertext
+
+
+def test_a_slow_answer_is_too_late_for_some(own: Own) -> None:
+    """A client that does not wait for it can go on using its connection."""
+    server, client = own
+    server.panel.fail(Failure.SLOW, seconds=60, times=1)
+    with refused("DEADLINE_EXCEEDED"):
+        ask_in_haste(client)
+    assert encrypt(client).ciphertext
+
+
+def test_nothing_is_answered_while_the_line_hangs(own: Own, connect: Connect) -> None:
+    """Connections are accepted and requests are read."""
+    server, client = own
+    encrypt(client)
+    server.panel.fail(Failure.HANG)
+    for each in (client, connect(server)):
+        with refused("DEADLINE_EXCEEDED"):
+            ask_in_haste(each)
+    server.panel.heal()
+    assert encrypt(connect(server)).ciphertext
+
+
+def test_connections_are_refused_until_it_is_healed(own: Own, connect: Connect) -> None:
+    """Those that exist break; afterwards the keys are as they were."""
+    server, client = own
+    sealed = encrypt(client)
+    server.panel.fail(Failure.REFUSE)
+    for each in (client, connect(server)):
+        with refused("UNAVAILABLE"):
+            encrypt(each)
+    server.panel.heal()
+    assert decrypt(connect(server), sealed.ciphertext).plaintext == SECRET
+
+
+def test_connections_break_while_a_call_is_under_way(own: Own, connect: Connect) -> None:
+    """What was asked has been done, and nobody is told; the port stays open."""
+    server, client = own
+    server.panel.fail(Failure.RESET, operation="CreateCryptoKeyVersion", times=1)
+    with refused("UNAVAILABLE"):
+        ask(client, "create_crypto_key_version", parent=KEY, crypto_key_version={})
+    assert len(server.versions(KEY)) == 2
+    assert encrypt(connect(server)).ciphertext
+
+
+def test_every_failure_can_be_ordered(server: GcpServer) -> None:
+    """Google has all there are."""
+    assert server.panel.failures == frozenset(Failure)
+    assert server.panel.failures > OF_THE_LINE
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def secure() -> Iterator[GcpServer]:
+    """A server with TLS and the key ``app``."""
+    with GcpServer(tls=True) as server:
+        server.create_key()
+        yield server
+
+
+def test_a_client_that_trusts_the_authority_is_served(secure: GcpServer, connect: Connect) -> None:
+    """Under the address that it was configured with."""
+    assert secure.ca_file
+    trust = grpc.ssl_channel_credentials(secure.ca_file.read_bytes())
+    client = connect(secure, credentials=trust)
+    assert decrypt(client, encrypt(client).ciphertext).plaintext == SECRET
+
+
+def test_the_certificate_is_only_trusted_with_its_authority(
+    secure: GcpServer, connect: Connect
+) -> None:
+    """Neither a client that was not given it talks to the server, nor one without TLS."""
+    before = secure.panel.count()
+    for credentials in (grpc.ssl_channel_credentials(), None):
+        with refused("UNAVAILABLE"):
+            encrypt(connect(secure, credentials=credentials))
+    assert secure.panel.count() == before
+
+
+def test_only_a_server_with_tls_has_an_authority(server: GcpServer) -> None:
+    """Whose file is gone when the server is."""
+    assert server.ca_file is None
+    with GcpServer(tls=True) as other:
+        file = other.ca_file
+        assert file
+        assert file.exists()
+    assert not file.exists()
+
+
+# --- the server itself ---------------------------------------------------------------------------
+
+
+def test_keys_are_named_as_asked(server: GcpServer, client: Client) -> None:
+    """In any project, location and ring."""
+    name = server.create_key("k_1", project="p", location="global", ring="Other-Ring")
+    assert name == "projects/p/locations/global/keyRings/Other-Ring/cryptoKeys/k_1"
+    assert encrypt(client, name).name == f"{name}/cryptoKeyVersions/1"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key_id": "a/b"},
+        {"key_id": ""},
+        {"location": "Europe"},
+        {"purpose": "ENCRYPT"},
+        {"algorithm": "AES_256_GCM"},
+        {"algorithm": "ROT13"},
+        {"purpose": "MAC", "algorithm": "GOOGLE_SYMMETRIC_ENCRYPTION"},
+        {"protection": "EXTERNAL"},
+        {"purpose": "ASYMMETRIC_SIGN", "algorithm": "EC_SIGN_SECP256K1_SHA256"},
+        {"key_id": "app"},
+    ],
+)
+def test_keys_that_there_are_not_cannot_be_made(server: GcpServer, wrong: dict[str, str]) -> None:
+    """The test that asks for one is wrong; nothing is left of it."""
+    with pytest.raises(ValueError, match=r"no keys|not the name|protection|in HSMs|already"):
+        server.create_key(**{"key_id": "new", **wrong})
+    with pytest.raises(gcp_server.Refusal, match="not found"):
+        server.versions(KEY.replace("app", "new"))
+
+
+@pytest.mark.parametrize(
+    ("purpose", "algorithm"),
+    [
+        ("ENCRYPT_DECRYPT", "GOOGLE_SYMMETRIC_ENCRYPTION"),
+        ("RAW_ENCRYPT_DECRYPT", "AES_256_GCM"),
+        ("ASYMMETRIC_DECRYPT", "RSA_DECRYPT_OAEP_2048_SHA256"),
+        ("ASYMMETRIC_SIGN", "EC_SIGN_P256_SHA256"),
+        ("MAC", "HMAC_SHA256"),
+    ],
+)
+def test_a_purpose_has_an_algorithm_of_its_own(own: Own, purpose: str, algorithm: str) -> None:
+    """For those who do not care."""
+    server, client = own
+    key = server.create_key("some", purpose=purpose)
+    shown = ask(client, "get_crypto_key_version", name=server.versions(key)[0])
+    assert shown.algorithm.name == algorithm
+
+
+def test_a_bug_of_the_server_does_not_look_like_a_fault(own: Own) -> None:
+    """It is kept for the test to look at."""
+    server, client = own
+    server._service._rings = None  # type: ignore[assignment]
+    with refused("INTERNAL", "This server has a bug"):
+        ask(client, "get_key_ring", name=KEY.removesuffix("/cryptoKeys/app"))
+    assert isinstance(server.errors.pop(), TypeError)
+
+
+def test_many_callers_at_once(own: Own) -> None:
+    """Every one gets its own answer, and every version has a number of its own."""
+    server, client = own
+    barrier = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        plaintext = bytes([number])
+        barrier.wait(20)
+        for _ in range(20):
+            sealed = encrypt(client, plaintext=plaintext)
+            assert decrypt(client, sealed.ciphertext).plaintext == plaintext
+        ask(client, "create_crypto_key_version", parent=KEY, crypto_key_version={})
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    assert sorted(server.versions(KEY)) == [f"{KEY}/cryptoKeyVersions/{n}" for n in range(1, 10)]
+
+
+def test_servers_do_not_share_keys_or_ports() -> None:
+    """As many as a test wants."""
+    with GcpServer() as one, GcpServer() as other:
+        one.create_key()
+        assert one.endpoint != other.endpoint
+        with pytest.raises(gcp_server.Refusal, match="not found"):
+            other.versions(KEY)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_nothing_is_left_of_a_closed_server(connect: Connect, *, tls: bool) -> None:
+    """No thread and no port, also if a call was under way; closing again does no harm."""
+    before = set(threading.enumerate())
+    server = GcpServer(tls=tls)
+    server.create_key()
+    trust = grpc.ssl_channel_credentials(server.ca_file.read_bytes()) if server.ca_file else None
+    client = connect(server, credentials=trust)
+    encrypt(client)
+    server.panel.fail(Failure.SLOW, seconds=60)
+    with ThreadPoolExecutor(1) as thread:
+        late = thread.submit(encrypt, client)
+        wait_for(server, "Encrypt", 2)
+        server.close()
+        with refused("UNAVAILABLE"):
+            late.result(20)
+    server.close()
+    close(client)
+    for left in set(threading.enumerate()) - before:
+        left.join(10)  # gRPC's own end a moment after it says so
+        assert not left.is_alive(), left
+    with refused("UNAVAILABLE"):
+        encrypt(connect(server, credentials=trust))
+
+
+def test_a_reset_that_comes_too_late_does_no_harm() -> None:
+    """A call may still be under way when the server is closed."""
+    server = GcpServer()
+    server.close()
+    server._break_connections()
+    assert not server.errors
+
+
+def test_the_calls_are_those_of_the_service() -> None:
+    """A misspelt one would be unimplemented, and no test would miss it."""
+    transport = KeyManagementServiceGrpcTransport
+    for operation in gcp_server._CALLS:
+        snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in operation).lstrip("_")
+        assert hasattr(transport, snake)

@@ -227,8 +227,7 @@ _M = TypeVar("_M", bound=_Material)
 
 
 @frozen
-class _Aes(_Material):
-    USE = "encryption"
+class _AesKey(_Material):
     secret: bytes = field(repr=False)
 
     def seal(self, plaintext: bytes, bound: bytes) -> tuple[bytes, bytes]:
@@ -244,7 +243,12 @@ class _Aes(_Material):
 
 
 @frozen
-class _RawAes(_Aes):
+class _Aes(_AesKey):
+    USE = "encryption"
+
+
+@frozen
+class _RawAes(_AesKey):
     USE = "raw encryption"
 
 
@@ -515,9 +519,11 @@ class _Key:
                 return version
         raise _not_found(f"{self.name}/cryptoKeyVersions/{number}")
 
-    def require_purpose(self, kind: type[_Material], purpose: str) -> None:
-        if self.purpose != purpose:
-            raise self.not_for(kind)
+    def required_primary(self) -> _Version:
+        """Only keys that encrypt have a primary version, and all of those do."""
+        if self.primary is None:
+            raise self.not_for(_Aes)
+        return self.primary
 
     def not_for(self, kind: type[_Material]) -> Refusal:
         return _precondition(
@@ -549,7 +555,11 @@ class _Service:
     # --- what tests arrange ----------------------------------------------------------------------
 
     def create_key(self, name: str, algorithm: str, protection: Any) -> None:
+        """A key with one version."""
         key = _Key(name, algorithm, protection)
+        version = self.add_version(key)
+        if key.purpose == "ENCRYPT_DECRYPT":
+            self.make_primary(version)
         with self._lock:
             if name in self._keys:
                 raise ValueError(f"there is a key {name} already")
@@ -604,18 +614,13 @@ class _Service:
         )
 
     def _to_encrypt_with(self, name: str) -> _Version:
-        kind = _require_kind(name, "CryptoKey", "CryptoKeyVersion")
-        version = self.version(name) if kind == "CryptoKeyVersion" else None
-        key = version.key if version else self.key(name)
-        key.require_purpose(_Aes, "ENCRYPT_DECRYPT")  # raw keys are of this class too
-        chosen = version or key.primary
-        if chosen is None:
-            raise _precondition(f"{name} has no primary version.")
-        return chosen
+        if _require_kind(name, "CryptoKey", "CryptoKeyVersion") == "CryptoKeyVersion":
+            return self.version(name)
+        return self.key(name).required_primary()
 
     def decrypt(self, request: Message) -> Message:
         key = self.key(request.name)
-        key.require_purpose(_Aes, "ENCRYPT_DECRYPT")
+        primary = key.required_primary()
         _require_size("ciphertext", request.ciphertext, MAX_CIPHERTEXT_BYTES)
         bound = request.additional_authenticated_data
         _require_size("additional_authenticated_data", bound, MAX_BYTES)
@@ -623,7 +628,7 @@ class _Service:
         version, iv, sealed = _parsed(key, request.ciphertext)
         plaintext = version.use(_Aes).open(iv, sealed, bound)
         return service.DecryptResponse(
-            used_primary=version is key.primary,
+            used_primary=version is primary,
             protection_level=key.protection,
             **_summed("plaintext", plaintext),
         )
@@ -769,7 +774,7 @@ class _Service:
         key = self.key(request.parent)
         size, matching = _page_size(request), _matching(key, request)
         if request.page_token:
-            last = key.find(request.page_token).name
+            last = _last_listed(key, request.page_token)
             matching = [version for version in matching if version.name > last]
         page = matching[:size]
         return service.ListCryptoKeyVersionsResponse(
@@ -787,7 +792,6 @@ class _Service:
 
     def update_crypto_key_primary_version(self, request: Message) -> Message:
         key = self.key(request.name)
-        key.require_purpose(_Aes, "ENCRYPT_DECRYPT")
         if not re.fullmatch(r"[1-9][0-9]*", request.crypto_key_version_id):
             raise _bad("The field crypto_key_version_id is not the number of a version.")
         version = key.find(request.crypto_key_version_id)
@@ -872,6 +876,14 @@ def _page_size(request: Message) -> int:
     if request.page_size < 0:
         raise _bad("The field page_size is negative.")
     return min(request.page_size or PAGE, MAX_PAGE)
+
+
+def _last_listed(key: _Key, token: str) -> str:
+    """The name of the version that the previous page ended with."""
+    for version in key.versions:
+        if str(version.number) == token:
+            return version.name
+    raise _bad("The field page_token is not one that was given.")
 
 
 def _matching(key: _Key, request: Message) -> list[_Version]:
@@ -1084,14 +1096,13 @@ class GcpServer:
             raise ValueError(f"{name!r} is not the name of a CryptoKey")
         chosen = _chosen_algorithm(purpose, algorithm, protection)
         self._service.create_key(name, chosen, _Protection[protection])
-        self.add_version(name)
         return name
 
     def add_version(self, key_name: str) -> str:
         """Add an enabled version, which a symmetric key encrypts with; returns its name."""
         key = self._service.key(key_name)
         version = self._service.add_version(key)
-        if key.purpose == "ENCRYPT_DECRYPT":
+        if key.primary:
             self._service.make_primary(version)
         return version.name
 
@@ -1145,8 +1156,7 @@ class GcpServer:
             self.errors.append(exc)
             refusal = Refusal(grpc.StatusCode.INTERNAL, "This server has a bug: see its errors.")
         context.set_trailing_metadata(refusal.metadata)
-        context.abort(refusal.code, str(refusal))
-        raise refusal  # never: aborting has raised already
+        return context.abort(refusal.code, str(refusal))  # which raises
 
     def _answer(self, operation: str, request: Message) -> Message:
         call = _CALLS[operation]

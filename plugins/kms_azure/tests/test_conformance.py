@@ -22,7 +22,7 @@ OTHER = "another-kek"
 SIGNER = "signer"
 WRAPPING = ("wrapKey", "unwrapKey")
 SIGNING = ("sign", "verify")
-ATTEMPT_TIMEOUT = Duration(1.0)
+ATTEMPT_TIMEOUT = Duration(0.4)
 CURVE_OF = {"ECDSA-SHA256": "P-256", "ECDSA-SHA384": "P-384", "ECDSA-SHA512": "P-521"}
 
 Instance = tuple["AzureKeyVaultProvider", str]
@@ -178,6 +178,10 @@ class TestKeyWrap(TestGcm):
     signs: ClassVar[tuple[str, ...]] = ()
 
     @pytest.fixture
+    def panel(self) -> None:
+        """Its faults are those of the class above."""
+
+    @pytest.fixture
     def provider(self, server: AzureServer, make: Providers) -> AzureKeyVaultProvider:
         server.create_key(KEY, "oct-HSM")
         return make(server, algorithm="A256KW", attempt_timeout=ATTEMPT_TIMEOUT)
@@ -223,6 +227,10 @@ class TestKoblitzCurve(TestEllipticCurves):
     """The curve that blockchains use, in an HSM."""
 
     signs: ClassVar[tuple[str, ...]] = ("ECDSA-SHA256",)
+
+    @pytest.fixture
+    def panel(self) -> None:
+        """Its faults are those of the class above."""
 
     @pytest.fixture
     def signing_key(self, server: AzureServer, make: Providers, algorithm: str) -> Instance:

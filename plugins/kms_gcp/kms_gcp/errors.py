@@ -101,7 +101,7 @@ _STATES: Final = (
 )
 _VIOLATION: Final = re.compile(rf"KEY_({_STATES})")
 _STATE_TEXT: Final = re.compile(rf"is not enabled, current state is: ({_STATES})\b")
-_CHECKSUM_TEXT: Final = re.compile(r"checksum in field [a-z_.]+ did not match")
+_CHECKSUM_TEXT: Final = re.compile(r"checksum in field [a-z0-9_.]+ did not match")
 _UNTRUSTED_TEXT: Final = re.compile(r"CERTIFICATE_VERIFY_FAILED|Hostname Verification Check failed")
 _UNCONNECTED_TEXT: Final = re.compile(r"failed to connect|errors resolving|resolution failed")
 _REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{1,62}")

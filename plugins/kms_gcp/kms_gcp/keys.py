@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
-from kms_core import InvalidRequest, KeyDisabled, KMSError
+from kms_core import InvalidRequest, KeyDisabled, KMSError, Unavailable
 from kms_gcp.algorithms import Algorithm, named
 from kms_gcp.answer import Answer
 from kms_gcp.errors import Fault, fail
@@ -154,7 +154,7 @@ class Keys:
 
         Nobody has to know what a key is, or may ask, as long as it is of the usual kind.
         """
-        if fault.status not in MISFIT or isinstance(fault.error, KeyDisabled):
+        if fault.status not in MISFIT or isinstance(fault.error, KeyDisabled | Unavailable):
             fail(fault)
         algorithm = self.known(name) or self._asked(name)
         if algorithm is None:

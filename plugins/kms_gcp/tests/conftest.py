@@ -48,7 +48,7 @@ class Asked:
 class Scripted(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """A gRPC server that answers as it is told and notes what it was asked."""
 
-    def __init__(self, *, tls: bool = False, names: Sequence[str] = ()) -> None:
+    def __init__(self, *, tls: bool = False) -> None:
         self.answer: Callable[[Asked], bytes] = lambda _asked: b""
         self.refusal: tuple[grpc.StatusCode, str, Sequence[Any]] | None = None
         self.requests: list[Asked] = []
@@ -57,13 +57,13 @@ class Scripted(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
         self._server = grpc.server(
             self._threads, handlers=(self,), options=[("grpc.so_reuseport", 0)]
         )
-        self.endpoint = f"127.0.0.1:{self._listen('127.0.0.1:0', tls=tls, names=names)}"
+        self.endpoint = f"127.0.0.1:{self._listen('127.0.0.1:0', tls=tls)}"
         self._server.start()
 
-    def _listen(self, address: str, *, tls: bool, names: Sequence[str]) -> int:
+    def _listen(self, address: str, *, tls: bool) -> int:
         if not tls:
             return int(self._server.add_insecure_port(address))
-        leaf = self.authority.issue(*names)
+        leaf = self.authority.issue()
         chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
         pair = (leaf.private_key_pem.bytes(), chain)
         return int(self._server.add_secure_port(address, grpc.ssl_server_credentials((pair,))))
