@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,8 +76,7 @@ def seal_and_open(kms: Kms) -> bytes:
     envelope = kms.seal(MESSAGE, CONTEXT)
     for recipient in kms.inspect(envelope).recipients:
         print(f"sealed to {recipient.key_uri}")
-    assert kms.open(envelope, CONTEXT) == MESSAGE
-    print("opened again")
+    print(f"opened again: {kms.open(envelope, CONTEXT).decode()}")
     return envelope
 
 
@@ -95,13 +95,8 @@ def lose_the_token(kms: Kms, token: SoftHsm, envelope: bytes) -> None:
     except AllInstancesFailed:
         print("the token is gone, and so is access")
     token.restore_token()
-    while True:
-        try:
-            assert kms.open(envelope, CONTEXT) == MESSAGE
-        except AllInstancesFailed:
-            continue
-        break
-    print("the token is back, and the envelope opens")
+    time.sleep(0.5)  # the module is asked to look again at most so often
+    print(f"the token is back, and the envelope opens: {kms.open(envelope, CONTEXT).decode()}")
 
 
 if __name__ == "__main__":

@@ -530,6 +530,8 @@ def test_a_key_shows_what_it_is(server: GcpServer, client: Client) -> None:
     signing = server.create_key("shown", purpose="ASYMMETRIC_SIGN", protection="HSM")
     shown = ask(client, "get_crypto_key", name=signing)
     assert "primary" not in shown
+    assert server.add_version(signing) == f"{signing}/cryptoKeyVersions/2"
+    assert "primary" not in ask(client, "get_crypto_key", name=signing)
     assert shown.version_template.algorithm.name == "EC_SIGN_P256_SHA256"
     assert shown.version_template.protection_level.name == "HSM"
 

@@ -142,7 +142,7 @@ def _roots(ca_file: Path | None) -> bytes | None:
         return None
     try:
         pem = ca_file.read_bytes()
-        ssl.create_default_context(cadata=pem.decode("ascii"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii"))
     except (OSError, ValueError) as exc:
         raise ConfigError(
             f"ca_file: {ca_file} cannot be read or holds no certificate ({type(exc).__name__}); "
