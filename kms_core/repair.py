@@ -13,6 +13,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -70,7 +71,20 @@ CREATE TABLE repairs (
     missing TEXT NOT NULL DEFAULT '[]'
 )
 """
-_COLUMNS: Final = "number, reference, version, attempts, due, claimed_until, missing"
+_SELECT: Final = """
+SELECT number, reference, version, attempts, due, claimed_until, missing
+FROM repairs WHERE number > ? AND number <= ? ORDER BY number LIMIT ?
+"""
+_ADD: Final = """
+INSERT INTO repairs (reference) VALUES (?)
+ON CONFLICT (reference) DO UPDATE
+SET version = version + 1, claimed_until = 0, missing = '[]'
+"""
+_UPDATE: Final = """
+UPDATE repairs SET version = version + 1, attempts = ?, due = ?, claimed_until = ?, missing = ?
+WHERE number = ? AND version = ?
+"""
+_DELETE: Final = "DELETE FROM repairs WHERE number = ? AND version = ?"
 
 
 # --- where the envelopes are ---------------------------------------------------------------------
@@ -201,10 +215,10 @@ class RepairQueue:
         if kms.inspect(blob).missing:
             queue.add(name)
 
-    and calls ``run`` now and then, or ``kms`` repairs nothing.  To register what is complete does
-    no harm.  With ``path`` the queue is a SQLite database on a local file system that processes
-    share and that outlives them; without, it ends with this object.  ``per_second`` bounds how many
-    envelopes this object looks at.
+    and calls ``run`` now and then, from a timer or a thread of its own.  Registering what is
+    complete does no harm.  With ``path`` the queue is a SQLite database on a local file system that
+    processes share and that outlives them; without, it ends with this object.  ``per_second`` is
+    how many envelopes this object looks at, at most.
 
     ``claim``: seconds for which a reference belongs to whoever works on it; a process that is
     killed keeps its last one from others that long.  ``clock`` (monotonic), ``wall_clock`` (what
@@ -336,7 +350,7 @@ class RepairQueue:
             self._ledger.swap(entry, evolve(entry, claimed_until=0.0))
             raise
         else:
-            tally.count(seen.verdict)
+            tally.verdicts[seen.verdict] += 1
             if seen.verdict != "waiting":
                 self._ledger.swap(entry, None)
             elif seen.tried:
@@ -397,20 +411,16 @@ class _Tally:
     """What a run has done so far."""
 
     seen: int = 0
-    verdicts: dict[str, int] = field(factory=dict)
+    verdicts: Counter[str] = field(factory=Counter)
     failed: list[tuple[str, Exception]] = field(factory=list)
-
-    def count(self, verdict: str) -> None:
-        """One more of these."""
-        self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1
 
     def report(self, pending: int) -> RepairReport:
         """All of it, with ``pending`` references in the queue at the end."""
         return RepairReport(
-            repaired=self.verdicts.get("repaired", 0),
-            complete=self.verdicts.get("complete", 0),
+            repaired=self.verdicts["repaired"],
+            complete=self.verdicts["complete"],
             waiting=max(0, pending - len(self.failed)),
-            gone=self.verdicts.get("gone", 0),
+            gone=self.verdicts["gone"],
             failed=tuple(self.failed),
         )
 
@@ -538,7 +548,7 @@ class _Ledger(Protocol):
         ...
 
     def entries(self) -> Iterator[_Entry]:
-        """Those that exist now, in order, each as it is when its turn comes."""
+        """Those that exist now, in order; some may have changed when their turn comes."""
         ...
 
     def swap(self, old: _Entry, new: _Entry | None) -> _Entry | None:
@@ -606,17 +616,12 @@ class _SqliteLedger:
                 self._create()
         except OSError as exc:
             raise self._failed(exc.strerror or str(exc)) from exc
-        with self._connection() as connection:  # or say now that this is another kind of file
-            connection.execute(f"SELECT {_COLUMNS} FROM repairs LIMIT 1")
+        self._page(0, 0)  # or say now that this is another kind of file
 
     def add(self, references: Iterable[str]) -> None:
         with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(
-                "INSERT INTO repairs (reference) VALUES (?) ON CONFLICT (reference) DO UPDATE "
-                "SET version = version + 1, claimed_until = 0, missing = '[]'",
-                [(reference,) for reference in references],
-            )
+            connection.executemany(_ADD, [(reference,) for reference in references])
             connection.execute("COMMIT")
 
     def entries(self) -> Iterator[_Entry]:
@@ -628,11 +633,14 @@ class _SqliteLedger:
             after = page[-1].number
 
     def swap(self, old: _Entry, new: _Entry | None) -> _Entry | None:
+        found = (old.number, old.version)
         with self._connection() as connection:
-            done = connection.execute(*_change(old, new))
-            return (
-                None if new is None or not done.rowcount else evolve(new, version=old.version + 1)
-            )
+            if new is None:
+                connection.execute(_DELETE, found)
+                return None
+            values = (new.attempts, new.due, new.claimed_until, json.dumps(new.missing))
+            done = connection.execute(_UPDATE, (*values, *found))
+        return evolve(new, version=old.version + 1) if done.rowcount else None
 
     def count(self) -> int:
         with self._connection() as connection:
@@ -641,12 +649,8 @@ class _SqliteLedger:
 
     def _page(self, after: int, last: int) -> list[_Entry]:
         with self._connection() as connection:
-            rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM repairs WHERE number > ? AND number <= ? "  # noqa: S608
-                "ORDER BY number LIMIT ?",
-                (after, last, _PAGE),
-            ).fetchall()
-        return [_Entry(*known, missing=tuple(json.loads(missing))) for *known, missing in rows]
+            rows = connection.execute(_SELECT, (after, last, _PAGE)).fetchall()
+        return [evolve(_Entry(*known), missing=tuple(json.loads(uris))) for *known, uris in rows]
 
     def _create(self) -> None:
         """Make the database beside its place and link it there: it appears whole, and once."""
@@ -683,16 +687,3 @@ class _SqliteLedger:
         return Unavailable(
             f"the repair queue {self._path} failed: {reason}; check it, then try again"
         )
-
-
-def _change(old: _Entry, new: _Entry | None) -> tuple[str, tuple[object, ...]]:
-    """The statement that puts ``new`` in place of ``old``, if that is still what is there."""
-    found = (old.number, old.version)
-    if new is None:
-        return "DELETE FROM repairs WHERE number = ? AND version = ?", found
-    values = (new.attempts, new.due, new.claimed_until, json.dumps(new.missing))
-    return (
-        "UPDATE repairs SET version = version + 1, attempts = ?, due = ?, claimed_until = ?, "
-        "missing = ? WHERE number = ? AND version = ?",
-        (*values, *found),
-    )

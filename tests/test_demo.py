@@ -8,38 +8,50 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from attrs import frozen
 from click.testing import CliRunner
 
 from kms_core.cli import demo as demonstration
-from kms_core.testing.servers import AwsServer
+from kms_core.testing.servers import AwsServer, SoftHsm
 
 ACTS = (
-    "1  Three key services",
+    "1  The key services",
     "2  All is well",
-    "3  eu-west-1 goes down",
+    "3  aws goes down",
     "4  Its circuit breaker opens",
-    "5  eu-west-1 comes back",
-    "6  What was sealed meanwhile is repaired",
-    "7  Now only eu-west-1 is left",
-    "8  The end",
+    "5  aws comes back",
+    "6  Others fail in ways of their own",
+    "7  What was sealed meanwhile is repaired",
+    "8  One after the other goes",
+    "9  Now only aws is left",
+    "10  The end",
 )
 CLAIMS = (
     "it opens again, byte for byte",
-    "aws-eu was asked and is unavailable, so aws-us was asked and answered",
-    "orders.csv is sealed without aws-eu",
+    "aws was asked and is unavailable, so azure was asked and answered",
+    "orders.csv is sealed without aws",
     "MISSING              aws-kms://arn:aws:kms:eu-west-1:",
-    "the next seal does not even try aws-eu",
+    "the next seal does not even try aws",
     "health is degraded",
-    "rewrap added aws-eu to orders.csv; nobody is missing",
-    "orders.csv opens, though aws-eu was down when it was sealed",
+    "invoices.csv is sealed without azure and google, and says so",
+    "to its callers azure is throttled",
+    "to its callers google is unavailable",
+    "rewrap added whoever was missing to orders.csv",
+    "rewrap added whoever was missing to invoices.csv",
+    "azure is gone: customers.csv opens through google",
+    "orders.csv opens, though aws was down when it was sealed",
 )
+#: Whoever can run wherever the extra is installed.
+ALWAYS = ("aws", "azure", "google", "local")
 #: An environment in which anything that asks beyond this machine, or goes by the user's, fails.
 HOSTILE = {
     "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
     "AWS_PROFILE": "not-there",
+    "AZURE_AUTHORITY_HOST": "http://127.0.0.1:9",
+    "GOOGLE_APPLICATION_CREDENTIALS": "not-there.json",
     "HTTPS_PROXY": "http://127.0.0.1:9",
     "HTTP_PROXY": "http://127.0.0.1:9",
     "KMS_CONFIG": "not-there.toml",
@@ -101,7 +113,7 @@ def test_it_shows_what_it_is_about(run: Run, claim: str) -> None:
 
 def test_the_configuration_is_shown_whole(run: Run) -> None:
     """What is printed can be copied into a file: it is the configuration that was used."""
-    for line in ("[instances.aws-eu]", 'provider = "local"', 'recovery_timeout = "2s"'):
+    for line in (*(f"[instances.{name}]" for name in ALWAYS), 'recovery_timeout = "2s"'):
         assert line in run.process.stdout
 
 
@@ -136,16 +148,52 @@ def test_it_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (log.level, log.handlers) == logging_as_it_was
 
 
-@pytest.mark.parametrize("missing", ["moto", "kms_aws"])
-def test_a_missing_part_is_one_line_with_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, missing: str
+@pytest.mark.parametrize(("name", "missing"), [("aws", "moto"), ("softhsm", "kms_pkcs11")])
+def test_a_missing_part_is_named_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, name: str, missing: str
 ) -> None:
-    """Without its extra it says which one, and exits 2 like any faulty set-up."""
+    """The demonstration goes on without that service."""
     monkeypatch.setitem(sys.modules, missing, None)  # as if not installed
     result = CliRunner().invoke(demonstration.demo)
+    assert result.exit_code == 0, result.output
+    reason = f"{name} is left out: it needs {missing}: pip install 'kms-core[demo]'."
+    assert f"     {reason}" in result.output.splitlines()
+    assert f"[instances.{name}]" not in result.output
+
+
+def test_without_softhsm_it_says_how_to_get_it_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is no Python package, so it is often not there."""
+    monkeypatch.setattr(SoftHsm, "find", staticmethod(lambda: None))
+    result = CliRunner().invoke(demonstration.demo)
+    assert result.exit_code == 0, result.output
+    assert "     softhsm is left out: SoftHSM 2 is not here: apt-get install" in result.output
+
+
+def test_a_service_that_does_not_work_here_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A SoftHSM whose tools are missing is no reason to show nothing."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError("no tools")
+
+    monkeypatch.setattr(SoftHsm, "find", staticmethod(lambda: Path("module.so")))
+    monkeypatch.setattr(SoftHsm, "__init__", fail)
+    result = CliRunner().invoke(demonstration.demo)
+    assert result.exit_code == 0, result.output
+    assert "     softhsm is left out: it does not work here: no tools." in result.output
+
+
+def test_with_too_few_services_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One service and a local copy leave nobody to fail over to: exit 2, as any faulty set-up."""
+    for missing in ("kms_aws", "kms_azure", "kms_pkcs11"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    result = CliRunner().invoke(demonstration.demo)
     assert result.exit_code == 2
-    assert result.output == (
-        f"kms: the demonstration needs {missing}: pip install 'kms-core[demo]'\n"
+    assert result.stderr == (
+        "kms: the demonstration needs more services than these: pip install 'kms-core[demo]'\n"
     )
 
 

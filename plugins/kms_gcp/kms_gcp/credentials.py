@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from attrs import frozen
 
 from kms_core import Secret
-from kms_gcp.errors import NoToken
+from kms_gcp.errors import NoToken, OutOfReach
 from kms_gcp.settings import GcpKmsSettings
 
 SCOPES: Final = (
@@ -47,6 +47,9 @@ _FORMS: Final[Mapping[str, _Form]] = {
     "external_account": _Form("google.auth.identity_pool", "from_info"),
     "external_account on AWS": _Form("google.auth.aws", "from_info"),
 }
+
+#: What whoever gives out tokens answers when it is not the credentials' fault.
+_UNWELL: Final = frozenset({408, 429, *range(500, 600)})
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -115,13 +118,16 @@ class Renewed:
 
     def headers(self) -> Headers:
         """A token that is still good; asks for a new one if it is not, which takes a request."""
-        with self._lock:  # those who come together ask once
-            try:
-                credentials = self._current()
-            except Exception as exc:  # each kind of credentials has errors of its own
-                raise NoToken(exc) from exc
-            quota = self._quota_project or getattr(credentials, "quota_project_id", None)
-            return _headers(credentials.token, quota)
+        if not self._lock.acquire(timeout=self._timeout):  # those who come together ask once
+            raise NoToken(OutOfReach())
+        try:
+            credentials = self._current()
+        except Exception as exc:  # each kind of credentials has errors of its own
+            raise NoToken(exc) from exc
+        finally:
+            self._lock.release()
+        quota = self._quota_project or getattr(credentials, "quota_project_id", None)
+        return _headers(credentials.token, quota)
 
     def forget(self) -> None:
         """Find the credentials anew: their file or the environment may have changed."""
@@ -152,11 +158,33 @@ class Renewed:
 
     def _request(self) -> Any:
         import requests
-        from google.auth.transport.requests import Request
 
         if self._session is None:
             self._session = requests.Session()
-        return partial(Request(self._session), timeout=self._timeout)
+        return _Once(self._session, self._timeout)
+
+
+class _Once:
+    """What the SDK sends its requests for tokens with: bounded, and never a second time.
+
+    The SDK would go on trying for half a minute, which is for the core to decide.
+    """
+
+    def __init__(self, session: Any, timeout: float) -> None:
+        self.session = session  # the SDK looks for it
+        self._timeout = timeout
+
+    def __call__(self, **request: Any) -> Any:
+        from google.auth.exceptions import TransportError
+        from google.auth.transport.requests import Request
+
+        try:
+            response = Request(self.session)(**{**request, "timeout": self._timeout})
+        except TransportError as exc:
+            raise OutOfReach from exc
+        if response.status in _UNWELL:
+            raise OutOfReach
+        return response
 
 
 def _headers(token: str, quota_project: str | None) -> Headers:
@@ -165,11 +193,17 @@ def _headers(token: str, quota_project: str | None) -> Headers:
 
 
 def _default(request: Any) -> Any:
-    """Application Default Credentials; may ask the metadata server."""
+    """Application Default Credentials; may ask the metadata server, which not every host has."""
     import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
 
-    credentials, _ = google.auth.default(scopes=SCOPES, request=request)
-    return _signing_its_own_tokens(credentials)
+    try:
+        credentials, _ = google.auth.default(scopes=SCOPES, request=request)
+    except OutOfReach:
+        pass
+    else:
+        return _signing_its_own_tokens(credentials)
+    raise DefaultCredentialsError  # not in the handler: its cause would make it an outage
 
 
 def _read(path: Path, _request: Any) -> Any:

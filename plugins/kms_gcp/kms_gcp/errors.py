@@ -60,7 +60,7 @@ BY_STATUS: Final = _table(
 #: of the first row, is of the first row; what is not here is ``AccessDenied``.
 BY_CLASS: Final = _table(
     {
-        Unavailable: "TransportError TimeoutError ResponseError",
+        Unavailable: "OutOfReach TransportError TimeoutError ResponseError",
         AccessDenied: "DefaultCredentialsError RefreshError GoogleAuthError OSError ValueError",
     }
 )
@@ -105,6 +105,13 @@ _CHECKSUM_TEXT: Final = re.compile(r"checksum in field [a-z0-9_.]+ did not match
 _UNTRUSTED_TEXT: Final = re.compile(r"CERTIFICATE_VERIFY_FAILED|Hostname Verification Check failed")
 _UNCONNECTED_TEXT: Final = re.compile(r"failed to connect|errors resolving|resolution failed")
 _REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{1,62}")
+
+
+class OutOfReach(Exception):
+    """Whoever gives out access tokens did not answer in time, or is unwell.
+
+    None of the SDK's own classes, which its loops would catch to try again.
+    """
 
 
 class NoToken(Exception):

@@ -89,20 +89,25 @@ def account() -> dict[str, str]:
     }
 
 
-def user(tokens: Tokens) -> dict[str, str]:
-    return {
-        "type": "authorized_user",
-        "client_id": "client",
-        "client_secret": "hush",
-        "refresh_token": "hush-hush",
-        "token_uri": f"http://{tokens.host}/token",
-    }
-
-
 def written(tmp_path: Path, values: object) -> Path:
     file = tmp_path / "credentials.json"
     file.write_text(json.dumps(values))
     return file
+
+
+def federated(tmp_path: Path, host: str, **more: str) -> Path:
+    """An identity of somebody else's, exchanged for a token by whoever listens on ``host``."""
+    subject = tmp_path / "subject-token"
+    subject.write_text("hush-hush")
+    values = {
+        "type": "external_account",
+        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/x",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": f"http://{host}/token",
+        "credential_source": {"file": str(subject)},
+        **more,
+    }
+    return written(tmp_path, values)
 
 
 def ask(provider: Any) -> KMSError:
@@ -163,14 +168,14 @@ def test_token_is_fetched_once_and_kept(
     scripted_tls: Scripted, make: Providers, tls: dict[str, Any], tokens: Tokens, tmp_path: Path
 ) -> None:
     """Also by threads that come together."""
-    provider = make(scripted_tls, **tls, credentials_file=written(tmp_path, user(tokens)))
+    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, tokens.host))
     threads = [threading.Thread(target=ask, args=(provider,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sent(scripted_tls) == ["Bearer token-1"] * 4
-    assert parse_qs(tokens.asked[0].body.decode())["grant_type"] == ["refresh_token"]
+    assert parse_qs(tokens.asked[0].body.decode())["subject_token"] == ["hush-hush"]
 
 
 def test_token_about_to_expire_is_renewed(
@@ -178,7 +183,7 @@ def test_token_about_to_expire_is_renewed(
 ) -> None:
     """Minutes before it does."""
     tokens.lifetime = 60
-    provider = make(scripted_tls, **tls, credentials_file=written(tmp_path, user(tokens)))
+    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, tokens.host))
     ask(provider)
     ask(provider)
     assert sent(scripted_tls) == ["Bearer token-1", "Bearer token-2"]
@@ -189,7 +194,7 @@ def test_token_serves_until_it_expires(
 ) -> None:
     """That nobody gives out a new one yet is no reason to fail."""
     tokens.lifetime = 60
-    provider = make(scripted_tls, **tls, credentials_file=written(tmp_path, user(tokens)))
+    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, tokens.host))
     ask(provider)
     tokens.refusal = Response(400, b'{"error": "invalid_grant"}', JSON)
     ask(provider)
@@ -204,7 +209,8 @@ def test_token_serves_until_it_expires(
             AccessDenied,
         ),
         (Response(401, b'{"error": "unauthorized_client"}', JSON), AccessDenied),
-        (Response(400, b'{"error": "temporarily_unavailable"}', JSON), Unavailable),
+        (Response(429, b"", JSON), Unavailable),
+        (Response(503, b"<html>hush</html>", {}), Unavailable),
     ],
 )
 def test_revoked_identity_is_no_outage(
@@ -218,7 +224,7 @@ def test_revoked_identity_is_no_outage(
 ) -> None:
     """Another instance may help in either case, but only one of them opens the breaker."""
     tokens.refusal = refusal
-    provider = make(scripted_tls, **tls, credentials_file=written(tmp_path, user(tokens)))
+    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, tokens.host))
     error = ask(provider)
     assert type(error) is kind
     assert "hush" not in f"{error} {error.__cause__}"
@@ -229,8 +235,7 @@ def test_unreachable_token_endpoint_is_an_outage(
     scripted_tls: Scripted, make: Providers, tls: dict[str, Any], tokens: Tokens, tmp_path: Path
 ) -> None:
     """Nobody listens where tokens come from."""
-    credentials = {**user(tokens), "token_uri": "http://127.0.0.1:1/token"}
-    provider = make(scripted_tls, **tls, credentials_file=written(tmp_path, credentials))
+    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, "127.0.0.1:1"))
     assert type(ask(provider)) is Unavailable
 
 
@@ -238,13 +243,13 @@ def test_refused_credentials_are_read_anew(
     scripted_tls: Scripted, make: Providers, tls: dict[str, Any], tokens: Tokens, tmp_path: Path
 ) -> None:
     """The file may have been replaced meanwhile."""
-    file = written(tmp_path, user(tokens))
+    file = federated(tmp_path, tokens.host)
     provider = make(scripted_tls, **tls, credentials_file=file)
     scripted_tls.refusal = (grpc.StatusCode.UNAUTHENTICATED, "", ())
     error = ask(provider)
     assert type(error) is AccessDenied
     assert "access token" in str(error)
-    written(tmp_path, {**user(tokens), "quota_project_id": "payer-project"})
+    federated(tmp_path, tokens.host, quota_project_id="payer-project")
     ask(provider)
     assert sent(scripted_tls) == ["Bearer token-1", "Bearer token-2"]
     assert scripted_tls.requests[1].headers["x-goog-user-project"] == "payer-project"
@@ -334,7 +339,8 @@ def test_default_credentials_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The file that a variable names, looked up by the first call and not before."""
-    file = written(tmp_path, user(tokens))
+    file = federated(tmp_path, tokens.host)
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "demo")  # or it would be asked for
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
     provider = make(scripted_tls, **tls, quota_project="payer-project")
     provider.prepare()
@@ -352,18 +358,63 @@ def test_default_credentials_come_from_the_metadata_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On Google's machines."""
-    monkeypatch.delenv("NO_GCE_CHECK")
-    for name in ("GCE_METADATA_HOST", "GCE_METADATA_IP"):
-        monkeypatch.setenv(name, tokens.host)
-    from google.auth.compute_engine import _metadata
-
-    monkeypatch.setattr(_metadata, "_METADATA_ROOT", f"http://{tokens.host}/computeMetadata/v1/")
-    monkeypatch.setattr(_metadata, "_METADATA_IP_ROOT", f"http://{tokens.host}")
-    monkeypatch.setattr(_metadata, "_get_metadata_root", lambda _mtls: _metadata._METADATA_ROOT)
-    monkeypatch.setattr(_metadata, "_get_metadata_ip_root", lambda _mtls: f"http://{tokens.host}")
+    use_metadata_server(monkeypatch, tokens.host)
     provider = make(scripted_tls, **tls)
     ask(provider)
     assert sent(scripted_tls) == [f"Bearer token-{tokens.given}"]
+
+
+def use_metadata_server(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """The SDK reads most of its variables when it is imported."""
+    from google.auth.compute_engine import _metadata
+
+    monkeypatch.setattr(_metadata, "_NO_GCE_CHECK", False)
+    monkeypatch.setattr(_metadata, "_GCE_METADATA_HOST", host)
+    monkeypatch.setenv("GCE_METADATA_IP", host)
+
+
+def test_host_without_metadata_server_has_no_credentials(
+    scripted_tls: Scripted,
+    make: Providers,
+    tls: dict[str, Any],
+    tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That is not an outage: most hosts have none.  It is asked once per call."""
+    use_metadata_server(monkeypatch, tokens.host)
+    tokens.refusal = Response(503)
+    assert type(ask(make(scripted_tls, **tls))) is AccessDenied
+    assert len(tokens.asked) == 1
+
+
+def test_metadata_server_that_fails_later_is_an_outage(
+    scripted_tls: Scripted,
+    make: Providers,
+    tls: dict[str, Any],
+    tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was there before, and is asked once per call."""
+    use_metadata_server(monkeypatch, tokens.host)
+    tokens.lifetime = -1
+    provider = make(scripted_tls, **tls)
+    ask(provider)
+    before = len(tokens.asked)
+    tokens.refusal = Response(503)
+    assert type(ask(provider)) is Unavailable
+    assert len(tokens.asked) == before + 1
+
+
+def test_callers_do_not_queue_for_a_token_forever(
+    scripted_tls: Scripted, make: Providers, tls: dict[str, Any], tokens: Tokens, tmp_path: Path
+) -> None:
+    """Whoever waits for one that another thread asks for gives up after as long as a call takes."""
+    settings = {**tls, "attempt_timeout": Duration(0.2)}
+    provider = make(scripted_tls, **settings, credentials_file=federated(tmp_path, tokens.host))
+    identity = provider._service._connection._held.identity
+    with identity._lock:
+        assert type(ask(provider)) is Unavailable
+    assert tokens.asked == []
 
 
 def test_no_credentials_at_all_is_a_refusal(
