@@ -495,8 +495,12 @@ class Kms:
             raise InvalidRequest(f"no instance {via!r}; known are {', '.join(self._router.relays)}")
         return (via,)
 
-    def _encrypting(self, via: str | None) -> tuple[str, ...]:
-        return self._settings.recipients if via is None else self._named(via)
+    def _encrypting(self, via: str | None = None) -> tuple[str, ...]:
+        if via is not None:
+            return self._named(via)
+        if not self._settings.recipients:
+            raise InvalidRequest('every instance has purpose = "sign": there is nobody to seal to')
+        return self._settings.recipients
 
     def _direct(self, operation: str, names: Sequence[str], work: Callable[[Relay], T]) -> T:
         self._check_open()
@@ -528,7 +532,8 @@ class Kms:
             answers,
             self._router.calls,
             recipients=recipients,
-            can_seal=self._router.would_do(
+            can_seal=not recipients
+            or self._router.would_do(
                 {name: uri for name, uri in well.items() if name in recipients},
                 recipients,
                 self._quorum,
@@ -574,7 +579,7 @@ class Kms:
 
     def _new_key(self, supplied: Context, stored: Context | None) -> _NewKey:
         """A fresh DEK in the hands of the recipients; raises if too few of them can be reached."""
-        recipients, threshold = self._settings.recipients, self._settings.threshold
+        recipients, threshold = self._encrypting(), self._settings.threshold
         indexes = range(1, len(recipients) + 1) if threshold > 1 else [0] * len(recipients)
         index_of = dict(zip(recipients, indexes, strict=True))
         dek = envelope.new_dek()

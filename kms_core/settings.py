@@ -144,7 +144,8 @@ class Settings:
             check_names({name: None}, self.instances, where)
         if len(set(self.recipients)) != len(self.recipients):
             raise ConfigError(f"{where}: an instance is named twice")
-        if not self.recipients:
+        signs_only = all(instance.purpose == "sign" for instance in self.instances.values())
+        if not self.recipients and not signs_only:
             raise ConfigError(f"{where}: nobody is left to seal to")
         if len(self.recipients) > MAX_RECIPIENTS:
             raise ConfigError(f"{where}: at most {MAX_RECIPIENTS} fit into an envelope")
@@ -156,7 +157,7 @@ class Settings:
         threshold, of = self.envelope.threshold
         if of is not None and of != count:
             raise ConfigError(f"{where}: {self.envelope.policy!r} with {count} recipients")
-        if threshold > count:
+        if threshold > max(count, 1):
             raise ConfigError(f"{where}: {threshold} of {count} recipients can never open anything")
         if threshold < self.envelope.min_threshold:
             raise ConfigError(f"{where}: min_threshold refuses to open what this policy seals")

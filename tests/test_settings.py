@@ -16,13 +16,22 @@ from kms_core import (
     Duration,
     EnvelopePolicy,
     InstanceConfig,
+    InvalidRequest,
     Kms,
     Settings,
     Unavailable,
 )
 from kms_core.config import Raw
 from kms_core.testing import MemoryProvider, raising
-from tests.support import PATIENT, client_for, found, providers_module, service
+from tests.support import (
+    PATIENT,
+    client_for,
+    entry_points,
+    found,
+    providers_module,
+    service,
+    settings_for,
+)
 
 A = '[instances.a]\nprovider = "memory"\n'
 B = '[instances.b]\nprovider = "memory"\n'
@@ -177,7 +186,6 @@ def test_an_instance_may_have_a_breaker_of_its_own() -> None:
             A + "[envelope]\nrecipients = ['a', 'a']",
             "kms.toml: [envelope] recipients: an instance is named twice",
         ),
-        (A + "[envelope]\nrecipients = []", "[envelope] recipients: nobody is left to seal to"),
         (A + 'purpose = "sign"', "[envelope] recipients: nobody is left to seal to"),
         (A + "[envelope]\nmin_recipients = 0", "kms.toml: [envelope]: 'min_recipients' must be"),
         (A + "[envelope]\nmin_recipients = 33", "kms.toml: [envelope]: 'min_recipients' must be"),
@@ -409,3 +417,14 @@ def test_each_instance_has_the_breaker_it_was_given() -> None:
         kms.seal(b"x")
         states = {name: state.state for name, state in kms.breakers.items()}
     assert states == {"calm": "closed", "nervous": "open", "well": "closed"}
+
+
+def test_signing_alone_is_a_configuration() -> None:
+    """Nobody has to be sealed to; whoever seals all the same is told why it cannot be."""
+    made = settings_for({"signer": service("signer")}, instances={"signer": {"purpose": "sign"}})
+    assert made.recipients == ()
+    with Kms(made, plugins=entry_points()) as kms:
+        assert kms.health().status == "healthy"
+        for refused in (lambda: kms.seal(b"data"), lambda: kms.encrypt(b"data")):
+            with pytest.raises(InvalidRequest, match="nobody to seal to"):
+                refused()

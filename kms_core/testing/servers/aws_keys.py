@@ -11,7 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from attrs import define, field, frozen
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -69,9 +69,7 @@ _PARAMETER_SETS: Final = {
 #: What a key of this spec and usage can do.  What is not here, this server has no keys for.
 ALGORITHMS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     (SYMMETRIC_DEFAULT, ENCRYPTS): (SYMMETRIC_DEFAULT,),
-    **{
-        (f"RSA_{bits}", ENCRYPTS): ("RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256") for bits in _RSA_BITS
-    },
+    **{(f"RSA_{bits}", ENCRYPTS): ("RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256") for bits in _RSA_BITS},
     **{(f"RSA_{bits}", SIGNS): _RSA_SIGNATURES for bits in _RSA_BITS},
     ("ECC_NIST_P256", SIGNS): ("ECDSA_SHA_256",),
     ("ECC_NIST_P384", SIGNS): ("ECDSA_SHA_384",),
@@ -220,11 +218,6 @@ class RsaCipher:
         except ValueError:
             raise invalid_ciphertext() from None
 
-    @property
-    def public_key(self) -> bytes:
-        """SubjectPublicKeyInfo in DER."""
-        return _spki(self.private)
-
 
 Cipher: TypeAlias = Symmetric | RsaCipher
 
@@ -285,9 +278,7 @@ class RsaSigner:
 
     def sign(self, message: Message, algorithm: str) -> bytes:
         """A signature as long as the modulus."""
-        return self.private.sign(
-            message.data, _padding(algorithm), message.hashed_with(algorithm)
-        )
+        return self.private.sign(message.data, _padding(algorithm), message.hashed_with(algorithm))
 
     def verify(self, message: Message, algorithm: str, signature: bytes) -> None:
         """Raises ``InvalidSignature`` if it is none."""
@@ -333,9 +324,7 @@ class Ed25519Signer:
         self.private.public_key().verify(signature, message.data)
 
 
-_MlDsaKey: TypeAlias = (
-    mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
-)
+_MlDsaKey: TypeAlias = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
 
 
 @frozen
@@ -530,7 +519,8 @@ def _arn(region: str, resource: str) -> str:
 
 
 _ARN: Final = re.compile(
-    r"arn:aws:kms:(?P<region>[a-z0-9-]+):(?P<account>\d{12}):(?:key/)?(?P<name>.+)"
+    r"arn:aws:kms:(?P<region>[a-z0-9-]+):(?P<account>\d{12}):"
+    r"(?:key/(?P<id>[^/]+)|(?P<alias>alias/.+))"
 )
 _ALIAS: Final = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}")
 
@@ -587,7 +577,7 @@ class Keyring:
             raise Refusal("AccessDeniedException", message)
         if arn and arn["region"] != region:
             raise _not_found(name)
-        key_id = arn["name"] if arn else name
+        key_id = (arn["id"] or arn["alias"]) if arn else name
         if by_alias:
             key_id = self._aliases.get((region, key_id), key_id)
         try:
@@ -654,31 +644,27 @@ def _deletion(key: Key) -> Json:
 
 
 def _configuration(key: Key, replicas: list[Key]) -> Json:
-    every = sorted([key, *replicas], key=lambda one: one.region)
-    places = {one.is_primary: {"Arn": one.arn, "Region": one.region} for one in every}
-    others = [{"Arn": one.arn, "Region": one.region} for one in every if not one.is_primary]
-    own: Literal["PRIMARY", "REPLICA"] = "PRIMARY" if key.is_primary else "REPLICA"
+    every = {one.region: {"Arn": one.arn, "Region": one.region} for one in (key, *replicas)}
+    primary = every.pop(key.primary_region)
     return {
-        "MultiRegionKeyType": own,
-        "PrimaryKey": places[True],
-        "ReplicaKeys": others,
+        "MultiRegionKeyType": "PRIMARY" if key.is_primary else "REPLICA",
+        "PrimaryKey": primary,
+        "ReplicaKeys": [every[region] for region in sorted(every)],
     }
 
 
-def rotations(secret: Symmetric, key_id: str, *, with_first: bool) -> list[dict[str, Any]]:
-    """The entries of ``ListKeyRotations``, oldest first."""
-    current = secret.materials[-1]
-    return [
-        {
-            "KeyId": key_id,
-            "KeyMaterialId": material.id,
-            "KeyMaterialState": "CURRENT" if material is current else "NON_CURRENT",
-        }
-        | (
-            {}
-            if material.rotated is None
-            else {"RotationDate": material.rotated, "RotationType": "ON_DEMAND"}
-        )
-        for material in secret.materials
-        if with_first or material.rotated is not None
-    ]
+def rotations(secret: Symmetric, key_id: str, *, with_first: bool) -> list[Json]:
+    """The entries of ``ListKeyRotations``, oldest first; the first material came of none."""
+    told = secret.materials if with_first else secret.materials[1:]
+    return [_rotation(material, key_id, secret.materials[-1]) for material in told]
+
+
+def _rotation(material: Material, key_id: str, current: Material) -> Json:
+    entry = {
+        "KeyId": key_id,
+        "KeyMaterialId": material.id,
+        "KeyMaterialState": "CURRENT" if material is current else "NON_CURRENT",
+    }
+    if material.rotated is None:
+        return entry
+    return entry | {"RotationDate": material.rotated, "RotationType": "ON_DEMAND"}

@@ -74,6 +74,10 @@ class Gate:
         """Go on accepting connections and requests, and answer nothing."""
         self._order(self._hang)
 
+    def reset(self) -> None:
+        """Break every connection, and go on as before."""
+        self._order(lambda: self._drop(list(self._links)))
+
     def restore(self) -> None:
         """Work again, on the same port.  Connections that hung are broken."""
         self._order(self._restore)

@@ -1178,8 +1178,7 @@ class GcpServer:
         """
         with self._line:
             if not self._closed:
-                self.gate.hang()
-                self.gate.restore()
+                self.gate.reset()
 
 
 def _chosen_algorithm(purpose: str, algorithm: str | None, protection: str) -> str:
