@@ -186,7 +186,7 @@ def test_an_instance_may_have_a_breaker_of_its_own() -> None:
             A + "[envelope]\nrecipients = ['a', 'a']",
             "kms.toml: [envelope] recipients: an instance is named twice",
         ),
-        (A + 'purpose = "sign"', "[envelope] recipients: nobody is left to seal to"),
+        (A + "[envelope]\nrecipients = []", "[envelope] recipients: nobody is left to seal to"),
         (A + "[envelope]\nmin_recipients = 0", "kms.toml: [envelope]: 'min_recipients' must be"),
         (A + "[envelope]\nmin_recipients = 33", "kms.toml: [envelope]: 'min_recipients' must be"),
         (A + "[envelope]\nstraggler_wait = -1", "kms.toml: [envelope]: 'straggler_wait' must be"),

@@ -8,7 +8,6 @@ apart by what a request was signed for.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import secrets
@@ -17,10 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Final, Self, TypeAlias
 from urllib.parse import parse_qsl
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 from cryptography.exceptions import InvalidSignature
 
 from kms_core.testing.servers.authority import Authority
@@ -90,7 +89,7 @@ _STAYING: Final = STATES - _TO_BE_DELETED
 
 _FORMS: Final = frozenset({"RAW", "DIGEST", "EXTERNAL_MU"})
 _DATA_KEY_BYTES: Final = {"AES_128": 16, "AES_256": 32}
-_KEYS_LISTED: Final = frozenset({"ALL_KEY_MATERIAL", "ROTATIONS_ONLY"})
+_MATERIALS_LISTED: Final = frozenset({"ALL_KEY_MATERIAL", "ROTATIONS_ONLY"})
 _IGNORE_CIPHERTEXT: Final = "IGNORE_CIPHERTEXT"
 
 _KMS: Final = "kms"
@@ -324,6 +323,7 @@ class StrictAwsServer:
         states: frozenset[str] = _IN_USE,
     ) -> Key:
         """The key to be used, which must be in a state for that."""
+        _check_privileges(asked)
         key = self._keys.find(region, asked.text(name))
         key.check_state(states)
         return key
@@ -410,9 +410,10 @@ class StrictAwsServer:
     def _key_of(
         self, region: str, asked: Parameters, name: str, algorithm: str, blob: bytes
     ) -> Key:
-        """The key to decrypt with: the one that is named, else the one that the ciphertext names."""
+        """The key to decrypt with: the one named, else the one that made the ciphertext."""
         if asked.has(name):
             return self._key(region, asked, name)
+        _check_privileges(asked)
         if algorithm != SYMMETRIC_DEFAULT:
             raise invalid(name, "Member must not be null with an asymmetric algorithm")
         try:
@@ -433,6 +434,7 @@ class StrictAwsServer:
         return cipher.open(blob, Binding(key.id, algorithm, context))
 
     def _generate_random(self, _region: str, asked: Parameters) -> Json:
+        _check_privileges(asked)
         size = asked.number("NumberOfBytes", 1, MAX_RANDOM_BYTES)
         return {"Plaintext": encoded(os.urandom(size))}
 
@@ -562,7 +564,7 @@ class StrictAwsServer:
         return {"KeyId": key.id}
 
     def _list_key_rotations(self, region: str, asked: Parameters) -> Json:
-        included = asked.choice("IncludeKeyMaterial", _KEYS_LISTED, "ROTATIONS_ONLY")
+        included = asked.choice("IncludeKeyMaterial", _MATERIALS_LISTED, "ROTATIONS_ONLY")
         key = self._managed(region, asked)
         entries = rotations(key.rotating(), key.id, with_first=included == "ALL_KEY_MATERIAL")
         return _page(asked, "Rotations", entries, "KeyMaterialId")
@@ -578,13 +580,15 @@ def _unknown(what: str, status: int = 400) -> Refusal:
 
 
 def _encryption_algorithm(asked: Parameters, name: str) -> str:
-    _check_grants(asked)
     return asked.choice(name, ENCRYPTION_ALGORITHMS, SYMMETRIC_DEFAULT)
 
 
-def _check_grants(asked: Parameters) -> None:
+def _check_privileges(asked: Parameters) -> None:
+    """Raises ``Refusal`` if the caller counts on a grant or on being an enclave."""
     if asked.words("GrantTokens"):
         raise Refusal("InvalidGrantTokenException", "There are no grants here.")
+    if asked.has("Recipient"):
+        raise Refusal("ValidationException", "There are no enclaves here.")
 
 
 def _seal(key: Key, algorithm: str, plaintext: bytes, context: bytes) -> Sealed:
@@ -597,7 +601,6 @@ def _material(name: str, made: Sealed | Opened) -> Json:
 
 
 def _data_key_size(asked: Parameters) -> int:
-    _check_grants(asked)
     if asked.has("KeySpec") == asked.has("NumberOfBytes"):
         message = "Please specify either number of bytes or key spec."
         raise Refusal("ValidationException", message)
@@ -607,7 +610,6 @@ def _data_key_size(asked: Parameters) -> int:
 
 
 def _to_sign(asked: Parameters) -> tuple[str, Message]:
-    _check_grants(asked)
     algorithm = asked.choice("SigningAlgorithm", SIGNING_ALGORITHMS)
     kind = asked.choice("MessageType", _FORMS, "RAW")
     return algorithm, Message(asked.octets("Message", MAX_MESSAGE_BYTES), kind)
@@ -641,8 +643,5 @@ def _page(asked: Parameters, name: str, entries: Iterable[Json], by: str) -> Jso
 
 
 def _unmarked(marker: str) -> str:
-    """What the last page ended with; raises ``ValueError`` if no page ended with a marker."""
-    try:
-        return base64.b64decode(marker, validate=True).decode()
-    except binascii.Error as exc:
-        raise ValueError(marker) from exc
+    """What the last page ended with; raises ``ValueError`` if none ended with this marker."""
+    return base64.b64decode(marker, validate=True).decode()

@@ -10,11 +10,11 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias, cast
 
 from attrs import define, field, frozen
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
@@ -60,10 +60,11 @@ _CURVES: Final[Mapping[str, ec.EllipticCurve]] = {
     "ECC_NIST_P521": ec.SECP521R1(),
     "ECC_SECG_P256K1": ec.SECP256K1(),
 }
-_PARAMETER_SETS: Final = {
-    "ML_DSA_44": mldsa.MLDSA44PrivateKey,
-    "ML_DSA_65": mldsa.MLDSA65PrivateKey,
-    "ML_DSA_87": mldsa.MLDSA87PrivateKey,
+_MlDsaKey: TypeAlias = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
+_PARAMETER_SETS: Final[Mapping[str, Callable[[], _MlDsaKey]]] = {
+    "ML_DSA_44": mldsa.MLDSA44PrivateKey.generate,
+    "ML_DSA_65": mldsa.MLDSA65PrivateKey.generate,
+    "ML_DSA_87": mldsa.MLDSA87PrivateKey.generate,
 }
 
 #: What a key of this spec and usage can do.  What is not here, this server has no keys for.
@@ -324,9 +325,6 @@ class Ed25519Signer:
         self.private.public_key().verify(signature, message.data)
 
 
-_MlDsaKey: TypeAlias = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
-
-
 @frozen
 class MlDsaSigner:
     """ML-DSA with an empty context, of the message or of its representative mu."""
@@ -392,7 +390,7 @@ def _secret(spec: str, usage: str) -> Secret:
     if spec in _CURVES:
         return EcdsaSigner(ec.generate_private_key(_CURVES[spec]))
     if spec in _PARAMETER_SETS:
-        return MlDsaSigner(_PARAMETER_SETS[spec].generate())
+        return MlDsaSigner(_PARAMETER_SETS[spec]())
     return Ed25519Signer(ed25519.Ed25519PrivateKey.generate())
 
 
