@@ -104,17 +104,27 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """All tests on each Python present; coverage is measured on the newest."""
+    """The core's tests on each Python present; coverage is measured on the newest.
+
+    The plugins' own tests, which take longer, run on the newest (`plugins`) and on the oldest
+    (`minimums`); with arguments, all tests are candidates here too.
+    """
     missing = sorted(set(nox.project.python_versions(PYPROJECT)) - set(PYTHONS))
     session.log(f"testing on {', '.join(PYTHONS)}; not present: {', '.join(missing) or 'none'}")
     session.install(*editable(), *needed_by_tests())
-    if session.python != NEWEST or session.posargs:
+    if session.posargs:
         session.run("pytest", "-n", WORKERS, *session.posargs)
-        return
-    session.env["COVERAGE_FILE"] = str(Path(session.create_tmp(), "coverage"))
-    session.run("pytest", "-n", WORKERS, "--cov", "--cov-report=")
-    for folder in ("kms_core", *(f"plugins/{plugin}/{plugin}" for plugin in PLUGINS)):
-        session.run("coverage", "report", f"--include={folder}/*", f"--fail-under={COVERAGE}")
+    elif session.python == NEWEST:
+        measured(session, "kms_core", "tests")
+    else:
+        session.run("pytest", "-n", WORKERS, "tests")
+
+
+def measured(session: nox.Session, package: str, folder: str) -> None:
+    """Run the tests in a folder; fails if they leave too much of the package out."""
+    session.env["COVERAGE_FILE"] = str(Path(session.create_tmp(), "coverage").resolve())
+    session.run("pytest", "-n", WORKERS, f"--cov={package}", "--cov-report=", folder)
+    session.run("coverage", "report", f"--include=*/{package}/*", f"--fail-under={COVERAGE}")
 
 
 @nox.session(python=NEWEST, default=False)
@@ -133,7 +143,10 @@ def plugins(session: nox.Session, plugin: str) -> None:
     session.run("python", "-c", ALONE, plugin, *foreign_dependencies(plugin))
     session.install(*wheels, *needed_by_tests([plugin]))
     with tree_without_packages() as folder, session.chdir(folder):
-        session.run("pytest", "-n", WORKERS, f"plugins/{plugin}/tests", *session.posargs)
+        if session.posargs:
+            session.run("pytest", "-n", WORKERS, f"plugins/{plugin}/tests", *session.posargs)
+        else:
+            measured(session, plugin, f"plugins/{plugin}/tests")
 
 
 #: Run with a plugin's name and the distributions that must not have come along with it.
@@ -176,14 +189,17 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def wheels(session: nox.Session) -> None:
-    """All tests with what gets published: wheels, installed, far from the tree."""
+    """The core's tests with what gets published: wheels, installed, far from the tree.
+
+    Each plugin's are run with its wheel by `plugins`.
+    """
     built = build(session, "--all-packages")
     for wheel in built:
         check_contents(session, Path(wheel))
     session.install(*(f"{wheel}[cli]" if "kms_core-" in wheel else wheel for wheel in built))
     session.install(*needed_by_tests())
     with tree_without_packages() as folder, session.chdir(folder):
-        session.run("pytest", "-n", WORKERS, *session.posargs)
+        session.run("pytest", "-n", WORKERS, *(session.posargs or ["tests"]))
 
 
 def build(session: nox.Session, *packages: str) -> list[str]:

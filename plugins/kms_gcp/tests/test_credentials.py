@@ -418,9 +418,12 @@ def test_callers_do_not_queue_for_a_token_forever(
 
 
 def test_no_credentials_at_all_is_a_refusal(
-    scripted_tls: Scripted, make: Providers, tls: dict[str, Any]
+    scripted_tls: Scripted, make: Providers, tls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service is not asked, and is not to blame."""
+    from google.auth.compute_engine import _metadata
+
+    monkeypatch.setattr(_metadata, "_NO_GCE_CHECK", True)
     error = ask(make(scripted_tls, **tls))
     assert type(error) is AccessDenied
     assert "DefaultCredentialsError" in str(error)
