@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,7 @@ from kms_core.inspection import EnvelopeInfo, inspect
 from kms_core.limits import TokenBucket
 from kms_core.relay import Relay
 from kms_core.rewrap import CONFLICT_RETRIES, Intent, rewrap_file
+from kms_core.routing import Router
 from kms_core.uri import provider_type
 
 if TYPE_CHECKING:
@@ -300,7 +301,7 @@ class RepairQueue:
             raise InvalidRequest("this RepairQueue or its Kms is closed")
         until = math.inf if seconds is None else self._clock() + seconds
         tally = _Tally()
-        reach = _Reach(_relays(self._kms))
+        reach = _Reach(self._kms._router)  # noqa: SLF001  breakers and key URIs cost no call
         for entry in self._promising(reach):
             if (limit is not None and tally.seen >= limit) or not self._wait_for_turn(until):
                 break
@@ -316,7 +317,7 @@ class RepairQueue:
         """The entries whose time has come, and which need nobody of whom it is known to be away."""
         for entry in self._ledger.entries():
             free = entry.is_free(self._wall_clock())
-            if free and (not entry.missing or reach.any_of(entry.missing)):
+            if free and (not entry.missing or reach.may_hold(entry.missing)):
                 yield entry
 
     def _is_over(self) -> bool:
@@ -385,9 +386,10 @@ class RepairQueue:
         info = inspect(capsule)
         if not info.missing:
             return _Seen("complete")
-        if not reach.promises(info):
+        step = reach.next_step(info)
+        if step is None:
             return _Seen("waiting", info.missing)
-        new = _rewrapped(self._kms, capsule)
+        new = _rewrapped(self._kms, capsule, step)
         if new != capsule:
             self._source.store(reference, old, new + body)
         missing = inspect(new).missing
@@ -448,37 +450,49 @@ def _split(reference: str, blob: bytes) -> tuple[bytes, bytes]:
     return blob[:length], body
 
 
-def _rewrapped(kms: Kms, capsule: bytes) -> bytes:
+def _rewrapped(kms: Kms, capsule: bytes, step: _Step) -> bytes:
     """The capsule with what could be added."""
     body = bytes((MAGIC, KIND_MESSAGE, capsule[2]))  # rewrap() asks that one follows, and no more
-    return kms.rewrap(capsule + body)[: -len(body)]
+    return kms.rewrap(capsule + body, add=step.add, repair=step.repair)[: -len(body)]
 
 
 # --- who can be asked ----------------------------------------------------------------------------
 
 
-def _relays(kms: Kms) -> Mapping[str, Relay]:
-    return kms._router.relays  # noqa: SLF001  their breakers and key URIs, which cost no call
+@frozen
+class _Step:
+    """What to ask of ``Kms.rewrap``: everything that is missing, or these instances alone."""
+
+    add: tuple[str, ...] = ()
+    repair: bool = True
 
 
 class _Reach:
-    """Which instances it makes sense to ask, as far as one run knows; asks nobody itself."""
+    """Which instances it makes sense to ask, as far as one run knows."""
 
-    def __init__(self, relays: Mapping[str, Relay]) -> None:
-        self._relays = relays
-        self._failed: set[str] = set()  # instances
-        self._missing: set[str] = set()  # key URIs that were not added when that was tried
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._failed: set[str] = set()
 
-    def promises(self, info: EnvelopeInfo) -> bool:
-        """Whether enough can be asked to unwrap, and anybody to fill a gap."""
-        openers = sum(self.any_of([recipient.key_uri]) for recipient in info.recipients)
-        return openers >= (info.threshold or 1) and self.any_of(info.missing)
+    def may_hold(self, key_uris: Iterable[str]) -> bool:
+        """Whether one of these keys may be that of an instance that can be asked; costs nothing."""
+        return any(map(self._can_be_asked, self._candidates(set(key_uris))))
 
-    def any_of(self, key_uris: Iterable[str]) -> bool:
-        """Whether an instance that may hold one of these keys can be asked."""
-        return any(
-            uri not in self._missing and any(map(self._can_be_asked, self._may_hold(uri)))
-            for uri in key_uris
+    def next_step(self, info: EnvelopeInfo) -> _Step | None:
+        """What can be done for an envelope with those who can be asked; ``None``: nothing."""
+        present = [recipient.key_uri for recipient in info.recipients]
+        held = self._held([*present, *info.missing])
+        openers = set(present).intersection(set().union(*held.values()))
+        lacking = tuple(
+            name
+            for name, uris in held.items()
+            if uris.isdisjoint(present)
+            and not {self._router.relays[name].key_uri, *uris}.isdisjoint(info.missing)
+        )
+        if len(openers) < (info.threshold or 1) or not lacking:
+            return None
+        return (
+            _Step() if held.keys() == self._router.relays.keys() else _Step(lacking, repair=False)
         )
 
     def learn(self, error: Exception) -> None:
@@ -489,14 +503,24 @@ class _Reach:
             )
 
     def stayed_missing(self, key_uris: Collection[str]) -> None:
-        """These were asked for, and did not get a wrap."""
-        self._missing.update(key_uris)
+        """Whose keys these are has been asked, and has not wrapped."""
+        self._failed.update(
+            name for name, relay in self._router.relays.items() if relay.key_uri in key_uris
+        )
 
-    def _may_hold(self, key_uri: str) -> list[Relay]:
-        """Whose key it is; without asking, that may be all instances of a provider."""
-        relays = self._relays.values()
-        return [relay for relay in relays if relay.key_uri == key_uri] or [
-            relay for relay in relays if relay.info.provider == provider_type(key_uri)
+    def _held(self, key_uris: Sequence[str]) -> dict[str, set[str]]:
+        """Which of these keys each instance holds that can be asked."""
+        names = [name for name, relay in self._router.relays.items() if self._can_be_asked(relay)]
+        held = self._router.holders(key_uris, names, self._router.deadline())
+        self._failed.update(set(names) - held.keys())  # who cannot even tell is not well
+        return held
+
+    def _candidates(self, key_uris: Collection[str]) -> list[Relay]:
+        """Whose keys they are; without asking, that may be all instances of a provider."""
+        relays = self._router.relays.values()
+        types = set(map(provider_type, key_uris))
+        return [relay for relay in relays if relay.key_uri in key_uris] or [
+            relay for relay in relays if relay.info.provider in types
         ]
 
     def _can_be_asked(self, relay: Relay) -> bool:

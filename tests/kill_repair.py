@@ -56,17 +56,13 @@ class Place:
     def client(self, *recipients: str) -> Kms:
         """A client of these stores, or of both."""
         names = recipients or ("first", "second")
-        instances = {
-            name: InstanceConfig("local", {"path": self.folder / name}) for name in names
-        }
+        instances = {name: InstanceConfig("local", {"path": self.folder / name}) for name in names}
         settings = Settings(instances=instances, envelope=EnvelopePolicy(), calls=PATIENT)
         return Kms(settings, plugins=[found("local", providers_module(Switched))])
 
     def queue(self, kms: Kms, **options: Any) -> RepairQueue:
         """The queue that all processes share, as fast as it can be."""
-        return RepairQueue(
-            kms, FileSource(), path=self.folder / QUEUE, per_second=1e6, **options
-        )
+        return RepairQueue(kms, FileSource(), path=self.folder / QUEUE, per_second=1e6, **options)
 
 
 def step_by_step(stream: int) -> Callable[[FrameType, str, object], None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -356,6 +357,7 @@ def fork_worker(kms: Kms, recipients: int) -> int:
     """A child that exits 0 if all five work for it too; its id."""
     worker = os.fork()
     if worker == 0:
+        signal.alarm(int(PATIENCE))  # a child that hangs outlives no test run
         status = 1
         try:
             use_all(kms, recipients=recipients)

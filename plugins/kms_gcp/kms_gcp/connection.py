@@ -107,10 +107,11 @@ class Connection:
         if (line := held.line) is not None:
             return line
         with held.lock:
-            if held.line is None:
+            line = held.line
+            if line is None:
                 _message("EncryptRequest")  # what the first call would wait for
-                held.line = _Line(_channel(self._settings))
-            return held.line
+                line = held.line = _Line(_channel(self._settings))
+            return line
 
     def _of_this_process(self) -> _Held:
         # Threads of a new child may both get here: then one of them builds a channel for itself.

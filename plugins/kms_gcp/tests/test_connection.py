@@ -38,6 +38,7 @@ MARKER = "x-marks-the-secret"
 
 
 def failure_of(provider: Any) -> KMSError:
+    """What wrapping something comes to."""
     with pytest.raises(KMSError) as caught:
         provider.encrypt(KEY, MARKER.encode(), CONTEXT)
     return caught.value
@@ -184,12 +185,20 @@ def test_plaintext_server_is_no_service(gcp: GcpServer, make: Providers, tmp_pat
 def test_file_without_certificates_is_a_wrong_configuration(
     make: Providers, tmp_path: Path, content: bytes
 ) -> None:
-    """gRPC would only say that it cannot connect."""
+    """Left alone, gRPC would only say that it cannot connect."""
     file = tmp_path / "ca.pem"
     file.write_bytes(content)
     provider = make("kms.example:443", ca_file=file, token=Secret("token"))
     with pytest.raises(ConfigError, match=r"ca_file: .*ca\.pem"):
         provider.prepare()
+
+
+def test_google_is_trusted_without_a_file() -> None:
+    """A channel to its endpoint is built with gRPC's own certificates; nothing is sent."""
+    connection = Connection(GcpKmsSettings(key=KEY, token=Secret("token")))
+    connection.prepare()
+    assert connection._held.line is not None
+    connection.close()
 
 
 # Life in a process

@@ -69,6 +69,7 @@ class Tokens:
 
 @pytest.fixture
 def tokens() -> Iterator[Tokens]:
+    """Whoever gives out tokens."""
     server = Tokens()
     yield server
     server.close()
@@ -90,6 +91,7 @@ def account() -> dict[str, str]:
 
 
 def written(tmp_path: Path, values: object) -> Path:
+    """A credentials file."""
     file = tmp_path / "credentials.json"
     file.write_text(json.dumps(values))
     return file
@@ -118,6 +120,7 @@ def ask(provider: Any) -> KMSError:
 
 
 def sent(server: Scripted) -> list[str]:
+    """The tokens that arrived."""
     return [asked.headers.get("authorization", "") for asked in server.requests]
 
 
@@ -125,6 +128,12 @@ def sent(server: Scripted) -> list[str]:
 def tls(scripted_tls: Scripted) -> dict[str, Any]:
     """Settings by which an instance trusts the scripted server."""
     return {"ca_file": scripted_tls.authority.ca_file, "attempt_timeout": Duration(5.0)}
+
+
+@pytest.fixture
+def federation(tls: dict[str, Any], tokens: Tokens, tmp_path: Path) -> dict[str, Any]:
+    """The same, with an identity that is exchanged for tokens."""
+    return {**tls, "credentials_file": federated(tmp_path, tokens.host)}
 
 
 def test_token_is_sent_as_it_is(
@@ -165,10 +174,10 @@ def test_service_account_signs_its_own_tokens(
 
 
 def test_token_is_fetched_once_and_kept(
-    scripted_tls: Scripted, make: Providers, tls: dict[str, Any], tokens: Tokens, tmp_path: Path
+    scripted_tls: Scripted, make: Providers, federation: dict[str, Any], tokens: Tokens
 ) -> None:
     """Also by threads that come together."""
-    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, tokens.host))
+    provider = make(scripted_tls, **federation)
     threads = [threading.Thread(target=ask, args=(provider,)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -179,22 +188,22 @@ def test_token_is_fetched_once_and_kept(
 
 
 def test_token_about_to_expire_is_renewed(
-    scripted_tls: Scripted, make: Providers, tls: dict[str, Any], tokens: Tokens, tmp_path: Path
+    scripted_tls: Scripted, make: Providers, federation: dict[str, Any], tokens: Tokens
 ) -> None:
     """Minutes before it does."""
     tokens.lifetime = 60
-    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, tokens.host))
+    provider = make(scripted_tls, **federation)
     ask(provider)
     ask(provider)
     assert sent(scripted_tls) == ["Bearer token-1", "Bearer token-2"]
 
 
 def test_token_serves_until_it_expires(
-    scripted_tls: Scripted, make: Providers, tls: dict[str, Any], tokens: Tokens, tmp_path: Path
+    scripted_tls: Scripted, make: Providers, federation: dict[str, Any], tokens: Tokens
 ) -> None:
     """That nobody gives out a new one yet is no reason to fail."""
     tokens.lifetime = 60
-    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, tokens.host))
+    provider = make(scripted_tls, **federation)
     ask(provider)
     tokens.refusal = Response(400, b'{"error": "invalid_grant"}', JSON)
     ask(provider)
@@ -202,7 +211,7 @@ def test_token_serves_until_it_expires(
 
 
 @pytest.mark.parametrize(
-    ("refusal", "kind"),
+    "refusal",
     [
         (
             Response(400, b'{"error": "invalid_grant", "error_description": "hush"}', JSON),
@@ -216,15 +225,13 @@ def test_token_serves_until_it_expires(
 def test_revoked_identity_is_no_outage(
     scripted_tls: Scripted,
     make: Providers,
-    tls: dict[str, Any],
+    federation: dict[str, Any],
     tokens: Tokens,
-    tmp_path: Path,
-    refusal: Response,
-    kind: type[KMSError],
+    refusal: tuple[Response, type[KMSError]],
 ) -> None:
     """Another instance may help in either case, but only one of them opens the breaker."""
-    tokens.refusal = refusal
-    provider = make(scripted_tls, **tls, credentials_file=federated(tmp_path, tokens.host))
+    tokens.refusal, kind = refusal
+    provider = make(scripted_tls, **federation)
     error = ask(provider)
     assert type(error) is kind
     assert "hush" not in f"{error} {error.__cause__}"
@@ -333,16 +340,15 @@ def test_other_kinds_of_file_are_read(tmp_path: Path, account: dict[str, str], k
 def test_default_credentials_come_from_the_environment(
     scripted_tls: Scripted,
     make: Providers,
-    tls: dict[str, Any],
+    federation: dict[str, Any],
     tokens: Tokens,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The file that a variable names, looked up by the first call and not before."""
-    file = federated(tmp_path, tokens.host)
+    file = federation.pop("credentials_file")
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "demo")  # or it would be asked for
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
-    provider = make(scripted_tls, **tls, quota_project="payer-project")
+    provider = make(scripted_tls, **federation, quota_project="payer-project")
     provider.prepare()
     assert tokens.asked == []
     ask(provider)
@@ -411,7 +417,7 @@ def test_callers_do_not_queue_for_a_token_forever(
     """Whoever waits for one that another thread asks for gives up after as long as a call takes."""
     settings = {**tls, "attempt_timeout": Duration(0.2)}
     provider = make(scripted_tls, **settings, credentials_file=federated(tmp_path, tokens.host))
-    identity = provider._service._connection._held.identity
+    identity: Any = provider._service._connection._held.identity
     with identity._lock:
         assert type(ask(provider)) is Unavailable
     assert tokens.asked == []

@@ -65,8 +65,9 @@ def test_missing_key_is_told_by_its_error(gcp: GcpServer, make: Providers) -> No
 
 
 def crypto_key(**fields: Any) -> bytes:
+    """An answer about the key, as it should be but for ``fields``."""
     good = {"name": KEY, "purpose": Purpose["ENCRYPT_DECRYPT"]}
-    return types.CryptoKey.serialize(types.CryptoKey(**{**good, **fields}))
+    return bytes(types.CryptoKey.serialize(types.CryptoKey(**{**good, **fields})))
 
 
 def test_key_without_primary_version_is_not_well(scripted: Scripted, make: Providers) -> None:
@@ -233,17 +234,18 @@ def test_one_version_is_not_rotated(gcp: GcpServer, make: Providers) -> None:
 
 @pytest.mark.parametrize("failing", ["UpdateCryptoKeyPrimaryVersion", "GetCryptoKey"])
 def test_rotation_that_stops_half_way_is_not_tried_again(
-    gcp: GcpServer, make: Providers, failing: str
+    gcp: GcpServer, make: Providers, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     """An error that is retried would make a version each time."""
     gcp.create_key()
     provider = make(gcp)
+    read = provider._keys.read
 
-    def fail_from_now_on(_answer: Any) -> Any:
+    def fail_from_now_on(answer: Any) -> Any:
         gcp.panel.fail(Failure.SERVER_ERROR, operation=failing)
-        return original(_answer)
+        return read(answer)
 
-    original, provider._keys.read = provider._keys.read, fail_from_now_on
+    monkeypatch.setattr(provider._keys, "read", fail_from_now_on)
     with pytest.raises(ServiceError, match=r"cryptoKeyVersions/2 was made") as caught:
         provider.rotate_key(KEY)
     assert type(caught.value) is ServiceError
@@ -262,7 +264,7 @@ def test_version_that_is_not_ready_does_not_become_primary(
     def answer(asked: Asked) -> bytes:
         if asked.rpc == "GetCryptoKey":
             return crypto_key()
-        return types.CryptoKeyVersion.serialize(version)
+        return bytes(types.CryptoKeyVersion.serialize(version))
 
     scripted.answer = answer
     with pytest.raises(ServiceError, match="PENDING_GENERATION"):

@@ -39,14 +39,16 @@ Status = grpc.StatusCode
 
 
 def encrypt(provider: Any) -> KMSError:
+    """What wrapping comes to."""
     with pytest.raises(KMSError) as caught:
         provider.encrypt(KEY, b"k" * 32, CONTEXT)
     return caught.value
 
 
-def decrypt(provider: Any, ciphertext: Ciphertext = WRAPPED) -> KMSError:
+def decrypt(provider: Any) -> KMSError:
+    """What unwrapping comes to."""
     with pytest.raises(KMSError) as caught:
-        provider.decrypt(provider.match(ciphertext.key_uri), ciphertext, CONTEXT)
+        provider.decrypt(provider.match(WRAPPED.key_uri), WRAPPED, CONTEXT)
     return caught.value
 
 
@@ -217,7 +219,7 @@ def test_unknown_status_is_a_service_error() -> None:
 
 
 def test_missing_text_is_no_accident() -> None:
-    """gRPC leaves out what was not sent."""
+    """What was not sent is left out."""
     error = translate(_Error(Status.UNAVAILABLE, None), "Encrypt", KEY).error
     assert type(error) is Unavailable
 

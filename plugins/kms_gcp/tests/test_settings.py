@@ -14,6 +14,7 @@ KEY = "projects/demo/locations/europe-west1/keyRings/ring/cryptoKeys/app"
 
 
 def settings(**table: Any) -> GcpKmsSettings:
+    """Those of a good key, and ``table``."""
     return GcpKmsSettings(**{"key": KEY, **table})
 
 
@@ -81,7 +82,7 @@ def test_token_and_file_exclude_each_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "umläut"])
 def test_token_that_fits_no_header_is_refused_unseen(token: str) -> None:
-    """gRPC would log it."""
+    """It would be logged by gRPC."""
     with pytest.raises(ValueError, match=r"^token: must be visible ASCII") as caught:
         settings(token=Secret(token))
     assert not token or token not in str(caught.value)
