@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     from kms_core.inspection import RecipientInfo as RecipientInfo
     from kms_core.inspection import inspect as inspect
     from kms_core.inspection import is_sealed as is_sealed
+    from kms_core.repair import CallbackSource as CallbackSource
+    from kms_core.repair import CapsuleSource as CapsuleSource
+    from kms_core.repair import FileSource as FileSource
+    from kms_core.repair import RepairQueue as RepairQueue
+    from kms_core.repair import RepairReport as RepairReport
+    from kms_core.repair import RepairSource as RepairSource
     from kms_core.settings import EnvelopePolicy as EnvelopePolicy
     from kms_core.settings import InstanceConfig as InstanceConfig
     from kms_core.settings import MonitorPolicy as MonitorPolicy
@@ -110,6 +116,14 @@ _HOME = {
     ),
     "hookspecs": ("hookimpl",),
     "inspection": ("EnvelopeInfo", "RecipientInfo", "inspect", "is_sealed"),
+    "repair": (
+        "CallbackSource",
+        "CapsuleSource",
+        "FileSource",
+        "RepairQueue",
+        "RepairReport",
+        "RepairSource",
+    ),
     "settings": ("EnvelopePolicy", "InstanceConfig", "MonitorPolicy", "Settings"),
     "types": (
         "MAC_ALGORITHMS",

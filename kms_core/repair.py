@@ -13,9 +13,11 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
@@ -248,10 +250,21 @@ class RepairQueue:
         self._claim = claim
         self._clock = clock
         self._wall_clock = wall_clock
+        self._sleep = sleep
+        self._per_second = per_second
         self._closed = threading.Event()
-        self._sleep = self._closed.wait if sleep is None else sleep
-        self._bucket = TokenBucket(per_second, 1.0, clock)
+        self._start()
         self._ledger: _Ledger = _MemoryLedger() if path is None else _SqliteLedger(Path(path))
+        if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+            os.register_at_fork(after_in_child=partial(_start_in_child, weakref.ref(self)))
+
+    def _start(self) -> None:
+        """Build everything that holds locks, as a forked child must once more."""
+        was_closed = self._closed.is_set()
+        self._closed = threading.Event()
+        if was_closed:
+            self._closed.set()
+        self._bucket = TokenBucket(self._per_second, 1.0, self._clock)
 
     def __enter__(self) -> Self:
         return self
@@ -331,7 +344,7 @@ class RepairQueue:
             pause = max(self._bucket.wait(), _SHORTEST_SLEEP)
             if self._clock() + pause >= until:
                 return False
-            self._sleep(pause)
+            (self._sleep or self._closed.wait)(pause)
         return False
 
     def _claimed(self, entry: _Entry) -> _Entry | None:
@@ -397,6 +410,12 @@ class RepairQueue:
             return _Seen("repaired")
         reach.stayed_missing(missing)
         return _Seen("waiting", missing, tried=True)
+
+
+def _start_in_child(reference: weakref.ref[RepairQueue]) -> None:
+    queue = reference()
+    if queue is not None:
+        queue._start()  # noqa: SLF001
 
 
 @frozen
@@ -476,23 +495,25 @@ class _Reach:
 
     def may_hold(self, key_uris: Iterable[str]) -> bool:
         """Whether one of these keys may be that of an instance that can be asked; costs nothing."""
-        return any(map(self._can_be_asked, self._candidates(set(key_uris))))
+        return any(self._can_be_asked(relay) for uri in key_uris for relay in self._candidates(uri))
 
     def next_step(self, info: EnvelopeInfo) -> _Step | None:
         """What can be done for an envelope with those who can be asked; ``None``: nothing."""
         present = [recipient.key_uri for recipient in info.recipients]
         held = self._held([*present, *info.missing])
         openers = set(present).intersection(set().union(*held.values()))
-        lacking = tuple(
+        missing = [
             name
             for name, uris in held.items()
-            if uris.isdisjoint(present)
-            and not {self._router.relays[name].key_uri, *uris}.isdisjoint(info.missing)
-        )
-        if len(openers) < (info.threshold or 1) or not lacking:
+            if not {self._router.relays[name].key_uri, *uris}.isdisjoint(info.missing)
+        ]
+        if len(openers) < (info.threshold or 1) or not missing:
             return None
-        return (
-            _Step() if held.keys() == self._router.relays.keys() else _Step(lacking, repair=False)
+        if held.keys() == self._router.relays.keys():
+            return _Step()
+        # a replica may hold a present key as well: then there is but the record to correct
+        return _Step(
+            tuple(name for name in missing if held[name].isdisjoint(present)), repair=False
         )
 
     def learn(self, error: Exception) -> None:
@@ -515,12 +536,11 @@ class _Reach:
         self._failed.update(set(names) - held.keys())  # who cannot even tell is not well
         return held
 
-    def _candidates(self, key_uris: Collection[str]) -> list[Relay]:
-        """Whose keys they are; without asking, that may be all instances of a provider."""
+    def _candidates(self, key_uri: str) -> list[Relay]:
+        """Whose key it is; without asking, that may be all instances of a provider."""
         relays = self._router.relays.values()
-        types = set(map(provider_type, key_uris))
-        return [relay for relay in relays if relay.key_uri in key_uris] or [
-            relay for relay in relays if relay.info.provider in types
+        return [relay for relay in relays if relay.key_uri == key_uri] or [
+            relay for relay in relays if relay.info.provider == provider_type(key_uri)
         ]
 
     def _can_be_asked(self, relay: Relay) -> bool:

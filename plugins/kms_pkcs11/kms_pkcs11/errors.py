@@ -35,7 +35,7 @@ STALE: Final = _names(
     SessionHandleInvalid SessionClosed ObjectHandleInvalid KeyHandleInvalid
     UnwrappingKeyHandleInvalid WrappingKeyHandleInvalid UserNotLoggedIn
     OperationActive OperationNotInitialized
-    DeviceRemoved TokenNotPresent TokenNotRecognised SlotIDInvalid NoSuchToken NoSuchKey
+    DeviceRemoved TokenNotPresent TokenNotRecognised SlotIDInvalid NoSuchToken
     """
 )
 

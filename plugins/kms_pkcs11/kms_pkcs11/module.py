@@ -24,6 +24,7 @@ Locking = Literal["global", "os", "module"]
 PAUSE: Final = 0.2
 PATIENCE: Final = 5.0  # seconds to wait for those who are inside
 _OS_LOCKING_OK: Final = 2  # CKF_OS_LOCKING_OK
+_CANNOT_LOCK: Final = (0x07, 0x0A)  # CKR_ARGUMENTS_BAD, CKR_CANT_LOCK
 
 _registry: dict[Path, Module] = {}
 _registering = threading.Lock()
@@ -41,7 +42,7 @@ class Module:
         self.epoch = 0
         self._clock = clock
         self._lib: Any = None
-        self._inherited = False
+        self._void = False  # to be initialised again before it is used
         self._renewed_at = float("-inf")
         self._start_clean()
 
@@ -70,12 +71,11 @@ class Module:
 
     def lib(self) -> Any:
         """The loaded and initialised module; raises what python-pkcs11 raises."""
-        if self._lib is not None and not self._inherited:
+        if self._lib is not None and not self._void:
             return self._lib
         with self._lock:
-            if self._inherited:
+            if self._void:
                 self._initialize_again()
-                self._inherited = False
             elif self._lib is None:
                 self._lib = self._load()
             return self._lib
@@ -115,7 +115,7 @@ class Module:
     def forked(self) -> None:
         """In a new child: locks may be held and everything else is the parent's."""
         self._start_clean()
-        self._inherited = self._lib is not None
+        self._void = self._lib is not None
         self.epoch += 1
 
     def _load(self) -> Any:
@@ -126,9 +126,11 @@ class Module:
         try:
             lib = pkcs11.lib(str(self.path))
         except pkcs11.PKCS11Error as exc:
+            if type(exc) is not pkcs11.PKCS11Error:  # the module's own, such as a service away
+                raise
             raise ConfigError(
-                f"{self.path} cannot be loaded as a PKCS#11 module ({type(exc).__name__}): check "
-                "module, its own configuration, and that nothing else in this process uses it"
+                f"{self.path} cannot be loaded as a PKCS#11 module: check module, and that "
+                "nothing else in this process has initialised it"
             ) from exc
         if self.locking == "os":
             self._initialize_with_locking()
@@ -138,11 +140,13 @@ class Module:
         from pkcs11 import PKCS11Error
 
         self.epoch += 1
+        self._void = True  # and it stays so if anything fails from here on
         with contextlib.suppress(PKCS11Error):  # a child may not finalise what it inherited
             self._lib.finalize()
         self._lib.initialize()
         if self.locking == "os":
             self._initialize_with_locking()
+        self._void = False
 
     def _initialize_with_locking(self) -> None:
         """As python-pkcs11 does, but telling the module that it will see many threads."""
@@ -157,8 +161,11 @@ class Module:
         module = ctypes.CDLL(str(self.path))
         module.C_Finalize.argtypes = module.C_Initialize.argtypes = [ctypes.c_void_p]
         arguments = Arguments(None, None, None, None, _OS_LOCKING_OK, None)
-        if module.C_Finalize(None) or module.C_Initialize(ctypes.byref(arguments)):
-            raise Unavailable(f'{self.path} refuses locking = "os"; use "global"')
+        code = module.C_Finalize(None) or module.C_Initialize(ctypes.byref(arguments))
+        if code in _CANNOT_LOCK:
+            raise ConfigError(f'{self.path} cannot do locking = "os"; use "global"')
+        if code:
+            raise Unavailable(f"{self.path} does not initialise (0x{code:X}); see its own log")
 
 
 def shared(path: Path, locking: Locking) -> Module:

@@ -103,15 +103,18 @@ class Pkcs11Provider:
             raise InvalidRequest(f"a ciphertext is bytes, not {type(blob).__name__}")
         if wrapping is None or not wrapping.fits(blob):
             raise refused(name.uri)
+
+        def unwrap(session: Session) -> bytes | bytearray:
+            return wrapping.unwrap(session, name, bytes(blob), context)
+
         try:
-            return self._sessions.run(
-                lambda s: wrapping.unwrap(s, name, bytes(blob), context), unwrapping=True
-            )
+            return self._sessions.run(unwrap, unwrapping=True)
         except KMSError:
             raise
-        except Exception as exc:  # noqa: BLE001  modules raise what they like
-            failure = exc
-        raise self._verdict(failure, name, wrapping)
+        except Exception as exc:
+            if not is_doubtful(exc):
+                raise translate(exc, "decrypt", name.uri) from exc
+        return self._unwrapped_again(unwrap, name, wrapping)
 
     @hookimpl
     def sign(self, key_id: str, data: bytes, algorithm: str) -> Signature:
@@ -146,9 +149,12 @@ class Pkcs11Provider:
                 f"{name.uri} takes OAEP with SHA-1 here, and nobody else is to wrap with that"
             )
         der = self._ask("public_key", name, lambda s: _public_half(s, name))
-        if self._chosen.wrap_alg == OAEP_SHA256:
-            return PublicKey(der, name.uri, algorithms=(_RSA_OAEP,), wrap_alg=OAEP_SHA256)
-        return PublicKey(der, name.uri, algorithms=signing.algorithms(der))
+        algorithms = signing.algorithms(der)
+        if self._chosen.wrap_alg != OAEP_SHA256:
+            return PublicKey(der, name.uri, algorithms=algorithms)
+        if algorithms != signing.RSA:
+            raise InvalidRequest(f"{name.uri} is no RSA key; choose another with mechanism")
+        return PublicKey(der, name.uri, algorithms=(_RSA_OAEP,), wrap_alg=OAEP_SHA256)
 
     @hookimpl
     def describe_key(self, key_id: str) -> KeyInfo:
@@ -171,20 +177,26 @@ class Pkcs11Provider:
     def _chosen(self) -> Wrapping:
         return next(iter(self._wrappings.values()))
 
-    def _verdict(self, exc: Exception, name: KeyName, wrapping: Wrapping) -> KMSError:
-        """What a failed unwrap means: with a good canary, the ciphertext is at fault."""
-        if not is_doubtful(exc):
-            return translate(exc, "decrypt", name.uri)
+    def _unwrapped_again(
+        self, unwrap: Callable[[Session], T], name: KeyName, wrapping: Wrapping
+    ) -> T:
+        """With a good canary before and a failure after it, the ciphertext is at fault.
+
+        The canary may have mended what the first unwrap had failed for: a token that restarts must
+        never have a good ciphertext taken for an altered one.
+        """
         try:
-            self._sessions.run(lambda s: _canary(s, name, wrapping))
-        except Exception as second:  # noqa: BLE001  whatever it is, the token is unwell
-            error = (
-                second if isinstance(second, KMSError) else translate(second, "decrypt", name.uri)
-            )
-            if isinstance(error, InvalidCiphertext):
-                return Unavailable(f"{name.uri} does not open what it has just wrapped")
-            return error
-        return refused(name.uri)
+            self._ask("decrypt", name, lambda s: _canary(s, name, wrapping))
+        except InvalidCiphertext as exc:
+            raise Unavailable(f"{name.uri} does not open what it has just wrapped") from exc
+        try:
+            return self._sessions.run(unwrap, unwrapping=True)
+        except KMSError:
+            raise
+        except Exception as exc:
+            if is_doubtful(exc):
+                raise refused(name.uri) from exc
+            raise translate(exc, "decrypt", name.uri) from exc
 
     def _ask(self, operation: str, name: KeyName, work: Callable[[Session], T]) -> T:
         return self._guarded(operation, name, lambda: self._sessions.run(work))

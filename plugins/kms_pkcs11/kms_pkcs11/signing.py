@@ -20,7 +20,7 @@ from kms_pkcs11.uri import KeyName
 MAX_SIGNED_BYTES: Final = 1 << 20
 
 _HASHES: Final = ("SHA256", "SHA384", "SHA512")
-_RSA: Final = tuple(f"RSA-{form}-{name}" for form in ("PSS", "PKCS1") for name in _HASHES)
+RSA: Final = tuple(f"RSA-{form}-{name}" for form in ("PSS", "PKCS1") for name in _HASHES)
 _ECDSA: Final = tuple(f"ECDSA-{name}" for name in _HASHES)
 _BY_CURVE_BITS: Final = {
     256: _ECDSA,
@@ -83,7 +83,7 @@ def algorithms(der: bytes) -> tuple[str, ...]:
     """What a key pair with this public half signs with, the fitting one first."""
     match load_der_public_key(der):
         case rsa.RSAPublicKey():
-            return _RSA
+            return RSA
         case ec.EllipticCurvePublicKey() as key:
             return _BY_CURVE_BITS.get(key.key_size, _ECDSA)
         case ed25519.Ed25519PublicKey():

@@ -10,6 +10,7 @@ import pytest
 
 from kms_core import (
     AccessDenied,
+    Ciphertext,
     Context,
     InvalidCiphertext,
     InvalidRequest,
@@ -28,6 +29,7 @@ from kms_pkcs11.errors import (
     translate,
 )
 from kms_pkcs11.sessions import Session
+from kms_pkcs11.wrapping import GCM
 
 if TYPE_CHECKING:
     from tests.conftest import Providers
@@ -71,9 +73,61 @@ def test_doubtful_error_while_unwrapping_is_the_ciphertexts_if_a_canary_survives
     """The token is well, so it was the blob."""
     provider = make()
     wrapped = provider.encrypt("aes", b"key", CONTEXT)
-    blow_up(provider, EVERY[name]("x"), times=1)
+    provider._wrappings = {GCM: Picky(provider._chosen, wrapped.data, EVERY[name]("x"))}
     with pytest.raises(InvalidCiphertext):
         provider.decrypt("aes", wrapped, CONTEXT)
+
+
+@pytest.mark.parametrize("name", sorted(DOUBTFUL))
+def test_doubtful_error_that_goes_away_costs_nobody_a_ciphertext(
+    make: Providers, name: str
+) -> None:
+    """A token that restarts in the middle of a call has altered nothing."""
+    provider = make()
+    wrapped = provider.encrypt("aes", b"key", CONTEXT)
+    blow_up(provider, EVERY[name]("x"), times=1)
+    assert provider.decrypt("aes", wrapped, CONTEXT) == b"key"
+
+
+def test_token_that_unwraps_nothing_is_an_outage(make: Providers) -> None:
+    """Not even what it has just wrapped: the ciphertext is not to blame."""
+    provider = make()
+    wrapped = provider.encrypt("aes", b"key", CONTEXT)
+    provider._wrappings = {GCM: Picky(provider._chosen, None, EVERY["EncryptedDataInvalid"]("x"))}
+    with pytest.raises(Unavailable):
+        provider.decrypt("aes", wrapped, CONTEXT)
+    provider._wrappings = {GCM: Babbling(provider._chosen, None)}
+    with pytest.raises(Unavailable, match="something else"):
+        provider.health("aes")
+
+
+def test_other_error_after_the_canary_is_told_as_it_is(make: Providers) -> None:
+    """Doubtful at first, clear at last."""
+    provider = make()
+    wrapped = provider.encrypt("aes", b"key", CONTEXT)
+    errors = EVERY["GeneralError"]("x"), EVERY["FunctionRejected"]("x")
+    provider._wrappings = {GCM: Picky(provider._chosen, wrapped.data, *errors)}
+    with pytest.raises(AccessDenied):
+        provider.decrypt("aes", wrapped, CONTEXT)
+    errors = EVERY["GeneralError"]("x"), InvalidRequest("told by us")
+    provider._wrappings = {GCM: Picky(provider._chosen, wrapped.data, *errors)}
+    with pytest.raises(InvalidRequest, match="told by us"):
+        provider.decrypt("aes", wrapped, CONTEXT)
+
+
+def test_bad_ciphertexts_use_up_no_sessions(make: Providers) -> None:
+    """Whoever can send them could shut everybody out otherwise."""
+    provider = make()
+    wrapped = provider.encrypt("aes", b"key", CONTEXT)
+    opened: list[Any] = []
+    sessions = provider._sessions
+    honest = sessions._opened
+    sessions._opened = lambda pool: opened.append(pool) or honest(pool)  # type: ignore[method-assign,func-returns-value]
+    altered = Ciphertext(wrapped.data[::-1], wrapped.key_uri, wrap_alg=GCM)
+    for _ in range(5):
+        with pytest.raises(InvalidCiphertext):
+            provider.decrypt("aes", altered, CONTEXT)
+    assert opened == []
 
 
 @pytest.mark.parametrize("name", ["GeneralError", "DeviceError", "FunctionFailed"])
@@ -109,19 +163,18 @@ def test_classification_is_by_class() -> None:
     [
         (KeyNotFound, {"key": "nobody"}),
         (KeyNotFound, {"key": "aes", "key_id": "ff"}),
-        (AccessDenied, {"pin": None}),
+        (KeyNotFound, {"pin": None}),  # this token shows no private key without a login
         (Unavailable, {"token": "nowhere"}),
+        (Unavailable, {"token_serial": "0123456789abcdef"}),
     ],
 )
 def test_wrong_settings_are_told_apart_by_the_token(
     make: Providers, kind: type[KMSError], setting: dict[str, Any]
 ) -> None:
     """No key, no login, no token."""
-    key = setting.pop("key", "aes")
-    provider = make(key, **setting)
-    if kind is AccessDenied:  # without a login private keys are invisible to this token
-        kind = KeyNotFound
-        make("aes").close()
+    settings = {"key": "aes", **setting}
+    key = settings["key"]
+    provider = make(**settings)
     with pytest.raises(kind):
         provider.encrypt(key, b"key", CONTEXT)
 
@@ -135,19 +188,43 @@ def test_mechanism_that_the_token_lacks_is_the_callers(make: Providers) -> None:
     assert isinstance(caught.value, KeyNotFound | KeyDisabled)
 
 
+class Picky:
+    """A way to wrap that fails on one blob, or on all: with each error once, then the last."""
+
+    def __init__(self, honest: Any, blob: bytes | None, *errors: Exception) -> None:
+        self._honest = honest
+        self._blob = blob
+        self._errors = list(errors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._honest, name)
+
+    def unwrap(self, session: Session, name: Any, blob: bytes, context: Context) -> Any:
+        if self._blob in {None, blob}:
+            raise self._errors.pop(0) if len(self._errors) > 1 else self._errors[0]
+        return self._honest.unwrap(session, name, blob, context)
+
+
+class Babbling(Picky):
+    """A way to wrap that gives back anything."""
+
+    def unwrap(self, session: Session, name: Any, blob: bytes, context: Context) -> Any:
+        return b"anything"
+
+
 def blow_up(provider: Any, exc: Exception, *, times: int = 1000) -> None:
     """Whoever looks for a key gets this exception, so many times."""
     sessions = provider._sessions
     honest = sessions._with_session
     left = [times]
 
-    def with_session(pool: Any, work: Any) -> Any:
+    def with_session(pool: Any, work: Any, **options: Any) -> Any:
         def failing(session: Session) -> Any:
             if left[0] > 0:
                 left[0] -= 1
                 raise exc
             return work(session)
 
-        return honest(pool, failing)
+        return honest(pool, failing, **options)
 
     sessions._with_session = with_session

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kms_core import AccessDenied, ConfigError, Context, Secret, Unavailable
+from kms_core import AccessDenied, ConfigError, Context, KeyNotFound, Secret, Unavailable
 from kms_core.testing.servers import SoftHsm
 from kms_pkcs11 import module as modules
 from kms_pkcs11.provider import Pkcs11Provider
+from kms_pkcs11.sessions import Sightings
+from kms_pkcs11.uri import KeyName
 
 if TYPE_CHECKING:
     from tests.conftest import Providers, SettingsFor
@@ -175,6 +177,172 @@ def test_renewing_twice_at_once_is_renewing_once(provider: Pkcs11Provider) -> No
     assert not module.renew(module.epoch)
 
 
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(provider: Pkcs11Provider, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the provider's sessions and of its module."""
+    clock, sessions = Clock(), provider._sessions
+    monkeypatch.setattr(sessions, "_sightings", Sightings(clock))
+    monkeypatch.setattr(sessions._module, "_clock", clock)
+    monkeypatch.setattr(sessions._module, "_renewed_at", float("-inf"))
+    return clock
+
+
+def test_missing_key_disturbs_the_module_only_now_and_then(
+    token: SoftHsm, make: Providers, clock: Clock
+) -> None:
+    """A retired key that was deleted is asked for again and again, and others use the module."""
+    provider = make("aes", also_open=("deleted",))
+    provider._sessions._sightings = Sightings(clock)
+    provider.encrypt("aes", DATA_KEY, CONTEXT)
+    module = provider._sessions._module
+    uri = f"pkcs11:token={token.token};object=deleted"
+    epochs = []
+    for pause in (0, 1, 1, 60, 1):
+        clock.now += pause
+        with pytest.raises(KeyNotFound):
+            provider.describe_key(uri)
+        epochs.append(module.epoch)
+    first = epochs[0]
+    assert epochs == [first, first, first, first + 1, first + 1]
+    assert provider.encrypt("aes", DATA_KEY, CONTEXT)
+
+
+@pytest.mark.parametrize(("kind", "hook"), [("SECRET_KEY", "aes"), ("PRIVATE_KEY", "ec")])
+def test_key_that_was_there_is_missed_only_after_a_renewal(
+    make: Providers, clock: Clock, kind: Any, hook: str
+) -> None:
+    """Modules that have lost their token say that there is no key."""
+    provider = make(hook)
+    sessions = provider._sessions
+    sessions._sightings = Sightings(clock)
+    provider.describe_key(hook)
+    nobody = KeyName("", "", "nobody")
+    sessions._sightings.found(nobody, kind)
+    module = sessions._module
+    module._renewed_at = clock.now
+    with pytest.raises(Unavailable, match="was there"):
+        sessions.run(lambda session: session.kind_of(nobody))
+    clock.now += 60
+    with pytest.raises(KeyNotFound):
+        sessions.run(lambda session: session.kind_of(nobody))
+
+
+def test_module_that_does_not_come_up_again_is_tried_at_the_next_call(
+    provider: Pkcs11Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finalised and not initialised, it would be dead until the process ends."""
+    import pkcs11
+
+    provider.encrypt("aes", DATA_KEY, CONTEXT)
+    module = provider._sessions._module
+    honest = module._lib
+
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(honest, name)
+
+        def initialize(self) -> None:
+            raise pkcs11.exceptions.DeviceError
+
+    module._lib = Failing()
+    module._renewed_at = float("-inf")
+    with pytest.raises(pkcs11.exceptions.DeviceError):
+        module.renew(module.epoch)
+    with pytest.raises(Unavailable):
+        provider.encrypt("aes", DATA_KEY, CONTEXT)
+    module._lib = honest
+    assert provider.encrypt("aes", DATA_KEY, CONTEXT)
+
+
+def test_service_that_is_away_when_the_module_is_loaded_is_an_outage(
+    settings_for: SettingsFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the configuration's fault: it is worth another try."""
+    import pkcs11
+
+    def away(_path: str) -> Any:
+        raise pkcs11.exceptions.DeviceError
+
+    monkeypatch.setattr(pkcs11, "lib", away)
+    file = tmp_path / "module.so"
+    file.touch()
+    provider = Pkcs11Provider(settings_for(module=file))
+    with pytest.raises(Unavailable):
+        provider.prepare()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(0x07, ConfigError), (0x0A, ConfigError), (0x30, Unavailable)]
+)
+def test_module_that_cannot_lock_for_itself_is_told_from_one_that_is_unwell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, kind: type[Exception]
+) -> None:
+    """The one needs another setting, the other patience."""
+
+    class Library:
+        def __init__(self, _path: str) -> None:
+            self.C_Finalize = type("Function", (), {"__call__": lambda *_: 0})()
+            self.C_Initialize = type("Function", (), {"__call__": lambda *_: code})()
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    with pytest.raises(kind):
+        modules.Module(tmp_path, "os")._initialize_with_locking()
+
+
+def test_forgetting_spares_what_others_made_since(provider: Pkcs11Provider) -> None:
+    """Two threads that fail at once mend once: the second finds a good login."""
+    provider.encrypt("aes", DATA_KEY, CONTEXT)
+    sessions = provider._sessions
+    old = sessions._pool
+    assert old is not None
+    session = old.take()
+    assert session is not None
+    sessions._forget(old)
+    provider.encrypt("aes", DATA_KEY, CONTEXT)
+    new = sessions._pool
+    sessions._forget(old)
+    sessions._forget(None)
+    assert sessions._pool is new is not old
+    sessions._give_back(old, session)
+    assert old.idle == []
+
+
+def test_every_session_hanging_is_an_outage(
+    provider: Pkcs11Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for ever would take the caller down as well."""
+    monkeypatch.setattr("kms_pkcs11.sessions._WAIT", 0.01)
+    sessions = provider._sessions
+    sessions._free = threading.Semaphore(0)
+    with pytest.raises(Unavailable, match="max_sessions"):
+        provider.encrypt("aes", DATA_KEY, CONTEXT)
+
+
+def test_interrupted_call_leaves_no_session_behind(provider: Pkcs11Provider) -> None:
+    """It may be in the middle of anything."""
+
+    def interrupt(_session: Any) -> None:
+        raise KeyboardInterrupt
+
+    provider.encrypt("aes", DATA_KEY, CONTEXT)
+    with pytest.raises(KeyboardInterrupt):
+        provider._sessions.run(interrupt)
+    pool = provider._sessions._pool
+    assert pool is not None
+    assert pool.idle == []
+    assert provider.encrypt("aes", DATA_KEY, CONTEXT)
+
+
 THREADS = """
 import sys, threading
 from pathlib import Path
@@ -215,6 +383,67 @@ def test_eight_threads_make_a_thousand_calls_each(
     done = subprocess.run(
         [*command, str(instances)],
         input=token.pin,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "failures []\n"), done.stderr
+
+
+REPLACING = """
+import sys, threading
+from pathlib import Path
+from kms_core import Context, Secret, Unavailable
+from kms_core.testing.servers import SoftHsm
+from kms_pkcs11.provider import Pkcs11Provider
+from kms_pkcs11.settings import Pkcs11Settings
+locking, = sys.argv[1:]
+context = Context({"tenant": "42"})
+failures, outages, done = [], [], threading.Event()
+def work(provider, wrapped):
+    while not done.is_set():
+        try:
+            assert provider.decrypt("aes", wrapped, context) == bytes(32)
+            provider.encrypt("aes", bytes(32), context)
+        except Unavailable as exc:
+            outages.append(exc)
+        except BaseException as exc:
+            failures.append(exc)
+with SoftHsm() as token:
+    token.create_key("aes")
+    settings = Pkcs11Settings(module=token.module, token=token.token, pin=Secret(token.pin),
+                              key="aes", locking=locking)
+    providers = [Pkcs11Provider(settings) for _ in range(2)]
+    wrapped = providers[0].encrypt("aes", bytes(32), context)
+    threads = [threading.Thread(target=work, args=(providers[n % 2], wrapped)) for n in range(8)]
+    for thread in threads: thread.start()
+    for _ in range(5):
+        done.wait(0.4)
+        token.recreate_token()
+    done.wait(0.4)
+    done.set()
+    for thread in threads: thread.join()
+    for provider in providers:
+        for attempt in range(100):
+            try:
+                assert provider.decrypt("aes", wrapped, context) == bytes(32)
+                break
+            except Unavailable:
+                threading.Event().wait(0.05)
+        else:
+            failures.append("not recovered")
+        provider.close()
+print("failures", failures)
+print("outages", len(outages), set(map(str, outages)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("locking", ["global", "os"])
+def test_token_that_is_replaced_under_eight_threads(softhsm: Path, locking: str) -> None:
+    """Outages while it is gone at most; nothing is lost, altered or stuck afterwards."""
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACING, locking],
         capture_output=True,
         text=True,
         timeout=200,
