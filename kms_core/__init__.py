@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kms_core.aead import bind_context as bind_context
     from kms_core.aead import unbind_context as unbind_context
     from kms_core.aead import wipe as wipe
+    from kms_core.asymmetric import verify_signature as verify_signature
     from kms_core.async_client import AsyncKms as AsyncKms
     from kms_core.breaker import BreakerPolicy as BreakerPolicy
     from kms_core.calls import CallPolicy as CallPolicy
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
 _HOME = {
     "aead": ("bind_context", "unbind_context", "wipe"),
     "async_client": ("AsyncKms",),
+    "asymmetric": ("verify_signature",),
     "breaker": ("BreakerPolicy",),
     "client": ("Kms",),
     "calls": ("CallPolicy",),

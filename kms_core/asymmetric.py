@@ -36,7 +36,7 @@ _HASHES: Final[Mapping[str, HashAlgorithm]] = {
 _OUTAGE: Final = (Unavailable, Throttled, BreakerOpen)
 
 
-def verify(public_key: PublicKey, data: bytes, signature: bytes, algorithm: str) -> bool:
+def verify_signature(public_key: PublicKey, data: bytes, signature: bytes, algorithm: str) -> bool:
     """Whether ``signature`` is one of ``data`` under ``public_key``.
 
     Raises ``InvalidRequest`` if ``algorithm`` is none of this key's, and cryptography's

@@ -223,7 +223,9 @@ class Relay:
         if public_key is None:
             return None
         try:
-            return asymmetric.verify(public_key, data, signature.data, signature.algorithm)
+            return asymmetric.verify_signature(
+                public_key, data, signature.data, signature.algorithm
+            )
         except UnsupportedAlgorithm:
             return None
 

@@ -32,7 +32,7 @@ from kms_core import (
     Unavailable,
     unbind_context,
 )
-from kms_core.asymmetric import PUBLIC_KEY_MAX_AGE, OfflineWrapper, can_load, verify
+from kms_core.asymmetric import PUBLIC_KEY_MAX_AGE, OfflineWrapper, can_load, verify_signature
 from tests.support import Clock
 
 HASHES: dict[str, Any] = {"SHA256": SHA256(), "SHA384": SHA384(), "SHA512": SHA512()}
@@ -90,29 +90,29 @@ def test_good_signature_verifies_and_no_other(algorithm: str) -> None:
     key = new_key(algorithm)
     signature = sign(key, b"data", algorithm)
     ours = public(key, algorithm)
-    assert verify(ours, b"data", signature, algorithm)
-    assert not verify(ours, b"date", signature, algorithm)
+    assert verify_signature(ours, b"data", signature, algorithm)
+    assert not verify_signature(ours, b"date", signature, algorithm)
     flipped = bytes((*signature[:-1], signature[-1] ^ 1))
     for wrong in (flipped, signature[:-1], signature + b"\0", b""):
-        assert not verify(ours, b"data", wrong, algorithm)
+        assert not verify_signature(ours, b"data", wrong, algorithm)
     other = OTHER_RSA_KEY if key is RSA_KEY else new_key(algorithm)
-    assert not verify(public(other, algorithm), b"data", signature, algorithm)
+    assert not verify_signature(public(other, algorithm), b"data", signature, algorithm)
 
 
 def test_algorithm_that_is_not_the_keys_is_refused() -> None:
     """A signature cannot choose the algorithm by which it is judged."""
     signature = sign(RSA_KEY, b"data", "RSA-PKCS1-SHA256")
     with pytest.raises(InvalidRequest, match="has RSA-PSS-SHA256, not RSA-PKCS1-SHA256"):
-        verify(public(RSA_KEY, "RSA-PSS-SHA256"), b"data", signature, "RSA-PKCS1-SHA256")
+        verify_signature(public(RSA_KEY, "RSA-PSS-SHA256"), b"data", signature, "RSA-PKCS1-SHA256")
     with pytest.raises(InvalidRequest, match="no signature algorithm"):
-        verify(public(RSA_KEY), b"data", signature, "RSA-PKCS1-SHA256")
+        verify_signature(public(RSA_KEY), b"data", signature, "RSA-PKCS1-SHA256")
 
 
 @pytest.mark.parametrize("algorithm", ["ECDSA-SHA256", "Ed25519", "ML-DSA-65", "RSA-PSS-SHA256"])
 def test_key_of_another_kind_verifies_nothing(algorithm: str) -> None:
     """A service that claims an algorithm its key cannot have proves nothing."""
     key: Any = RSA_KEY if algorithm != "RSA-PSS-SHA256" else new_key("Ed25519")
-    assert not verify(public(key, algorithm), b"data", b"signature", algorithm)
+    assert not verify_signature(public(key, algorithm), b"data", b"signature", algorithm)
 
 
 def test_only_public_keys_load() -> None:

@@ -6,10 +6,12 @@ The module reads its configuration from the environment when it is initialised, 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,10 +31,21 @@ _WELL_KNOWN: Final = (
     "/usr/local/lib/softhsm/libsofthsm2.so",
     "/opt/homebrew/lib/softhsm/libsofthsm2.so",
 )
+_ADDRESS_VARIABLE: Final = "P11_KIT_SERVER_ADDRESS"
+_CLIENTS: Final = (
+    "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so",
+    "/usr/lib/aarch64-linux-gnu/pkcs11/p11-kit-client.so",
+    "/usr/lib64/pkcs11/p11-kit-client.so",
+    "/usr/local/lib/pkcs11/p11-kit-client.so",
+)
 _PACKAGES: Final = ("softhsm2", "libsofthsm2", "softhsm2-common")
 HOW_TO_INSTALL: Final = (
     "SoftHSM 2 is not here: apt-get install softhsm2, dnf install softhsm or brew install softhsm, "
     f"or name its module in ${MODULE_VARIABLE}"
+)
+
+HOW_TO_INSTALL_REMOTE: Final = (
+    "p11-kit is not here: apt-get install p11-kit p11-kit-modules, or dnf install p11-kit-server"
 )
 
 KeyKind = Literal["AES", "RSA", "EC", "Ed25519", "HMAC"]
@@ -125,12 +138,19 @@ class SoftHsm:
         (self._folder / "copy").rename(self._hidden)
         self.restore_token()
 
+    @contextmanager
+    def remote(self) -> Iterator[RemoteToken]:
+        """The same token in a process of its own, which can hang, die and come back.
+
+        By p11-kit, which passes RSA and elliptic curves on but not AES-GCM, AES-KWP or HMAC;
+        raises ``FileNotFoundError`` without it.
+        """
+        with RemoteToken(self.module, self.token, self._folder / "p11-kit") as remote:
+            yield remote
+
     def close(self) -> None:
         """Forget the token.  Idempotent."""
-        if self._before is None:
-            os.environ.pop(_CONFIGURATION_VARIABLE, None)
-        else:
-            os.environ[_CONFIGURATION_VARIABLE] = self._before
+        _restore(_CONFIGURATION_VARIABLE, self._before)
         if self._own is not None:
             self._own.cleanup()
 
@@ -147,6 +167,71 @@ class SoftHsm:
         )
         if done.returncode:
             raise OSError(f"softhsm2-util made no token: {done.stderr.strip() or done.stdout}")
+
+
+class RemoteToken:
+    """A token behind a socket: a server process, and one more for each process that uses it."""
+
+    def __init__(self, module: Path, token: str, address: Path) -> None:
+        """Raises ``FileNotFoundError`` without p11-kit."""
+        client = next((Path(place) for place in _CLIENTS if Path(place).is_file()), None)
+        command = shutil.which("p11-kit")
+        if client is None or command is None:
+            raise FileNotFoundError(HOW_TO_INSTALL_REMOTE)
+        #: What to load in place of SoftHSM's own.
+        self.module: Final = client
+        self._address = address
+        self._command = [command, "server", "--foreground", "--name", str(address)]
+        self._command += ["--provider", str(module), f"pkcs11:token={token}"]
+        self._server: subprocess.Popen[str] | None = None
+        self._before = os.environ.get(_ADDRESS_VARIABLE)
+
+    def __enter__(self) -> Self:
+        self.restart()
+        os.environ[_ADDRESS_VARIABLE] = f"unix:path={self._address}"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _restore(_ADDRESS_VARIABLE, self._before)
+        self.kill()
+
+    def stop(self) -> None:
+        """Hang: calls are accepted and not answered, until ``cont``."""
+        self._signal(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Go on, with the calls that were made meanwhile first."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Die, until ``restart``.  Idempotent."""
+        if self._server is None:
+            return
+        self._signal(signal.SIGKILL)
+        self._server.communicate()
+        self._server = None
+
+    def restart(self) -> None:
+        """Come back: those who were connected have to connect again."""
+        self.kill()
+        self._address.unlink(missing_ok=True)
+        self._server = subprocess.Popen(  # noqa: S603  the system's own tool
+            self._command, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        if self._server.stdout is None or not self._server.stdout.readline():
+            self.kill()
+            raise OSError("p11-kit server does not start")
+
+    def _signal(self, number: signal.Signals) -> None:
+        # The server and the processes that it has made for its clients are a group of their own.
+        if self._server is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._server.pid, number)
 
 
 #: Run with module, token, label, kind, size, curve; the PIN comes on stdin.
@@ -221,6 +306,13 @@ def _unpacked(root: Path) -> Path:
         raise FileNotFoundError(HOW_TO_INSTALL)
     os.environ[MODULE_VARIABLE] = str(module)
     return module
+
+
+def _restore(variable: str, before: str | None) -> None:
+    if before is None:
+        os.environ.pop(variable, None)
+    else:
+        os.environ[variable] = before
 
 
 def _quiet() -> dict[str, str]:

@@ -20,8 +20,8 @@ from kms_core import (
     Signature,
     Unavailable,
     UnsupportedOperation,
+    verify_signature,
 )
-from kms_core.asymmetric import verify as verify_here
 from kms_core.testing.servers import Failure, GcpServer
 from kms_gcp import publickeys
 from kms_gcp.algorithms import ML_DSA_BYTES, SIGNING, named
@@ -61,7 +61,7 @@ def test_less_usual_keys_sign(gcp: GcpServer, make: Providers, algorithm: str, n
     """Those that the suite does not go through."""
     provider = make(gcp, gcp.create_key(purpose=SIGN, algorithm=algorithm, protection="HSM"))
     signature = provider.sign(KEY, MESSAGE, name)
-    assert verify_here(provider.public_key(KEY), MESSAGE, signature.data, name)
+    assert verify_signature(provider.public_key(KEY), MESSAGE, signature.data, name)
     assert provider.verify(KEY, MESSAGE, signature, name)
 
 
