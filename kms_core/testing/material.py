@@ -152,7 +152,7 @@ class SigningKey(Material):
         if algorithm not in self.algorithms:
             return super().verify(data, signature, algorithm)
         public = PublicKey(self.public(), "this key", algorithms=self.algorithms)
-        return asymmetric.verify(public, data, signature, algorithm)
+        return asymmetric.verify_signature(public, data, signature, algorithm)
 
     def public(self) -> bytes:
         """The key to verify with."""

@@ -19,7 +19,14 @@ from attrs import evolve, field, frozen
 
 from kms_core.context import Context
 from kms_core.errors import InvalidRequest
-from kms_core.testing.material import WRAPPING_KINDS, KeyKind, Material, NotAuthentic, Unsuited, fresh
+from kms_core.testing.material import (
+    WRAPPING_KINDS,
+    KeyKind,
+    Material,
+    NotAuthentic,
+    Unsuited,
+    fresh,
+)
 from kms_core.testing.servers.gate import Gate
 from kms_core.testing.servers.panel import Failure, Order, Panel
 from kms_core.types import Protection

@@ -157,7 +157,7 @@ def _expect_verifies_here(provider: Any, signature: Signature, message: bytes) -
         f"the public key asked for as {signature.key_uri!r} is called {key.key_uri!r}",
     )
     try:
-        good = asymmetric.verify(key, message, signature.data, signature.algorithm)
+        good = asymmetric.verify_signature(key, message, signature.data, signature.algorithm)
     except UnsupportedAlgorithm:
         pytest.skip(f"not here: this host's cryptography has no {signature.algorithm}")
     except KMSError as exc:
