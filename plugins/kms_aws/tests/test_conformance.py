@@ -168,8 +168,9 @@ class TestStrictMultiRegionKey(_Strict):
 
 
 class TestStrictReplica(TestStrictMultiRegionKey):
-    """The replica; MACs with HMAC-SHA256."""
+    """The replica, which only the primary rotates; MACs with HMAC-SHA256."""
 
+    may_rotate = False
     signs = ("HMAC-SHA256",)
     operations: ClassVar[Mapping[str, str]] = {
         **_Strict.operations,
