@@ -74,7 +74,8 @@ class Call:
 def prepared(server: StrictAwsServer, make: Providers, hook: str, **settings: Any) -> Call:
     """A call that works, as it has been tried once."""
     signing = hook in {"sign", "verify", "public_key"}
-    arn = server.create_key(**(SIGNING if signing else {}))
+    options: dict[str, Any] = SIGNING if signing else {}
+    arn = server.create_key(**options)
     provider = make(server, arn, **settings)
     given: dict[str, Any] = {"key_id": arn}
     match hook:
