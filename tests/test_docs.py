@@ -91,7 +91,8 @@ def test_the_configuration_of_the_readme_is_valid(tmp_path: Path) -> None:
     code = "from kms_core import Kms; print(*Kms.from_config('kms.toml').breakers)"
     assert run([sys.executable, "-c", code], tmp_path).stdout.split() == [
         "aws-east",
-        "aws-west",
+        "azure",
+        "gcp",
         "local",
     ]
 
