@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def shared(module: Path) -> Iterator[SoftHsm]:
     """A token that nothing is done to."""
     with SoftHsm() as made:
         made.create_key("kek")
+        made.create_key("signer", "EC")
         yield made
 
 
@@ -244,16 +246,16 @@ class TestRemote:
     @pytest.fixture
     def remote(self, shared: SoftHsm) -> Iterator[RemoteToken]:
         """Running."""
-        try:
-            with shared.remote() as remote:
-                yield remote
-        except FileNotFoundError as exc:
-            pytest.skip(str(exc))
+        with ExitStack() as stack:
+            try:
+                remote = stack.enter_context(shared.remote())
+            except FileNotFoundError as exc:
+                pytest.skip(str(exc))
+            yield remote
 
     @pytest.fixture
     def signer(self, shared: SoftHsm, remote: RemoteToken) -> Iterator[subprocess.Popen[str]]:
         """A process that has signed once."""
-        shared.create_key("signer", "EC")
         with subprocess.Popen(
             [sys.executable, "-c", SIGN],
             stdin=subprocess.PIPE,

@@ -213,9 +213,8 @@ class QueryWire:
     }
 
     def result(self, operation: str, content: Json) -> Response:
-        """The content in its frame; no content, no frame."""
-        framed = {f"{operation}Result": content} if content else {}
-        return self._response(200, f"{operation}Response", framed, {})
+        """The content in its frame."""
+        return self._response(200, f"{operation}Response", {f"{operation}Result": content}, {})
 
     def refused(self, refusal: Refusal) -> Response:
         """Its code, in the words of STS, and message."""

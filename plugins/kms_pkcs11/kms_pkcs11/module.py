@@ -170,9 +170,10 @@ class Module:
 
 def shared(path: Path, locking: Locking) -> Module:
     """The process's one ``Module`` at ``path``; raises ``ConfigError`` if locked otherwise."""
-    path = path.resolve()
     with _registering:
-        module = _registry.setdefault(path, Module(path, locking))
+        # Loaded by the name that was configured: python-pkcs11 goes by names, and with another one
+        # for the same file it could not share the module with the rest of the process.
+        module = _registry.setdefault(path.resolve(), Module(path, locking))
     if module.locking != locking:
         raise ConfigError(
             f"{path} is used with locking = {module.locking!r} and {locking!r}: choose one"

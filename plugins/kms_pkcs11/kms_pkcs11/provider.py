@@ -108,7 +108,7 @@ class Pkcs11Provider:
             return wrapping.unwrap(session, name, bytes(blob), context)
 
         try:
-            return self._sessions.run(unwrap, unwrapping=True)
+            return self._unwrapped(unwrap, name)
         except KMSError:
             raise
         except Exception as exc:
@@ -177,6 +177,13 @@ class Pkcs11Provider:
     def _chosen(self) -> Wrapping:
         return next(iter(self._wrappings.values()))
 
+    def _unwrapped(self, unwrap: Callable[[Session], T], name: KeyName) -> T:
+        """By the token; raises ``InvalidCiphertext``, and what python-pkcs11 raises."""
+        try:
+            return self._sessions.run(unwrap, unwrapping=True)
+        except InvalidCiphertext:  # it opened, in another context: told like all others
+            raise refused(name.uri) from None
+
     def _unwrapped_again(
         self, unwrap: Callable[[Session], T], name: KeyName, wrapping: Wrapping
     ) -> T:
@@ -190,7 +197,7 @@ class Pkcs11Provider:
         except InvalidCiphertext as exc:
             raise Unavailable(f"{name.uri} does not open what it has just wrapped") from exc
         try:
-            return self._sessions.run(unwrap, unwrapping=True)
+            return self._unwrapped(unwrap, name)
         except KMSError:
             raise
         except Exception as exc:

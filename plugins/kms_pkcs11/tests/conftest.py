@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from kms_core import Secret
 from kms_core.testing.servers import SoftHsm
+from kms_core.testing.servers.softhsm import RemoteToken
 from kms_pkcs11.provider import Pkcs11Provider
 from kms_pkcs11.settings import Pkcs11Settings
 
@@ -40,6 +42,17 @@ def token(softhsm: Path) -> Iterator[SoftHsm]:
         made.create_key("p521", "EC", curve="P-521")
         made.create_key("hmac", "HMAC", size=512)
         yield made
+
+
+@pytest.fixture
+def remote(token: SoftHsm) -> Iterator[RemoteToken]:
+    """That token in another process, which can hang and die."""
+    with ExitStack() as stack:
+        try:
+            remote = stack.enter_context(token.remote())
+        except FileNotFoundError as exc:
+            pytest.skip(str(exc))
+        yield remote
 
 
 @pytest.fixture

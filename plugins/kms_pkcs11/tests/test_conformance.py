@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 
 from kms_core import Context
 from kms_core.testing import ProviderConformance
+from kms_core.testing.servers import Failure, Panel
+from kms_pkcs11 import module as modules
 
 if TYPE_CHECKING:
+    from kms_core.testing.servers import Gate
+    from kms_core.testing.servers.softhsm import RemoteToken
     from kms_pkcs11.provider import Pkcs11Provider
     from tests.conftest import Providers
 
@@ -70,6 +74,33 @@ class TestRsaOaep(_Pkcs11):
     key = "rsa"
     options: ClassVar[dict[str, Any]] = {"mechanism": "rsa-oaep-sha1"}
     max_plaintext = 256 - 2 * 20 - 2 - 32
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class TestRemoteToken(_Pkcs11):
+    """In another process, which is killed: as if nobody listened."""
+
+    key = "rsa"
+    max_plaintext = 256 - 2 * 20 - 2 - 32
+
+    @pytest.fixture
+    def provider(
+        self, remote: RemoteToken, make: Providers, monkeypatch: pytest.MonkeyPatch
+    ) -> Pkcs11Provider:
+        monkeypatch.setattr(modules, "PAUSE", 0.0)
+        return make(self.key, module=remote.module, mechanism="rsa-oaep-sha1")
+
+    @pytest.fixture
+    def panel(self, remote: RemoteToken) -> Panel:
+        return Panel(frozenset({Failure.REFUSE}), cast("Gate", Line(remote)))
+
+
+class Line:
+    """The gate in front of a token in another process."""
+
+    def __init__(self, remote: RemoteToken) -> None:
+        self.cut = remote.kill
+        self.restore = remote.restart
 
 
 class TestEcdsa(_Pkcs11):

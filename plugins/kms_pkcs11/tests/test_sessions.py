@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -163,6 +164,18 @@ def test_one_module_is_locked_one_way(token: SoftHsm, make: Providers) -> None:
     make().prepare()
     with pytest.raises(ConfigError, match="choose one"):
         make(locking="os").prepare()
+
+
+def test_module_has_one_lock_whatever_it_is_called(
+    token: SoftHsm, make: Providers, tmp_path: Path
+) -> None:
+    """A link to it leads to the same state in the process."""
+    link = tmp_path / "link.so"
+    link.symlink_to(token.module)
+    first, second = make(), make(module=link)
+    wrapped = first.encrypt("aes", DATA_KEY, CONTEXT)
+    assert second.decrypt("aes", wrapped, CONTEXT) == DATA_KEY
+    assert second._sessions._module is first._sessions._module
 
 
 def test_renewing_twice_at_once_is_renewing_once(provider: Pkcs11Provider) -> None:
@@ -450,6 +463,19 @@ def test_token_that_is_replaced_under_eight_threads(softhsm: Path, locking: str)
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "failures []\n"), done.stderr
+
+
+@pytest.mark.parametrize("locking", ["os", "module"])
+def test_module_that_locks_for_itself_is_used_and_renewed(
+    token: SoftHsm, make: Providers, tmp_path: Path, locking: str
+) -> None:
+    """A copy of the module is another module, with a state of its own."""
+    copy = tmp_path / "libcopy.so"
+    shutil.copy(token.module, copy)
+    provider = make(module=copy, locking=locking)
+    wrapped = provider.encrypt("aes", DATA_KEY, CONTEXT)
+    assert provider._sessions._module.renew(0)
+    assert provider.decrypt("aes", wrapped, CONTEXT) == DATA_KEY
 
 
 def test_module_that_locks_for_itself_is_renewed_when_nobody_is_inside(

@@ -196,6 +196,37 @@ def test_vendors_number_goes_with_the_raw_structure(make: Providers) -> None:
     assert make("aes").decrypt("aes", wrapped, CONTEXT) == DATA_KEY
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "key"), [("aes-gcm", "aes"), ("aes-kwp", "aes"), ("rsa-oaep-sha1", "rsa")]
+)
+def test_token_without_the_mechanism_is_named(make: Providers, mechanism: str, key: str) -> None:
+    """Before it is asked for it, with the setting to change."""
+    provider = make(key, mechanism=mechanism)
+    provider.describe_key(key)
+    pool = provider._sessions._pool
+    assert pool is not None
+    pool.mechanisms = frozenset()
+    pool.idle.clear()
+    with pytest.raises(InvalidRequest, match=r"the token has no .* choose another with mechanism"):
+        provider.encrypt(key, DATA_KEY, CONTEXT)
+
+
+def test_plaintext_too_long_for_the_modulus_is_refused(make: Providers) -> None:
+    """With what this key takes."""
+    with pytest.raises(InvalidRequest, match="1 to 182 bytes"):
+        make("rsa", mechanism="rsa-oaep-sha1").encrypt("rsa", bytes(183), CONTEXT)
+
+
+@pytest.mark.parametrize("data", ["text", None])
+def test_other_things_than_bytes_are_the_callers(make: Providers, data: Any) -> None:
+    """Named by type, not shown."""
+    provider = make()
+    with pytest.raises(InvalidRequest, match="is bytes, not"):
+        provider.encrypt("aes", data, CONTEXT)
+    with pytest.raises(InvalidRequest, match="is bytes, not"):
+        provider.decrypt("aes", Ciphertext(data, provider.key_uri, wrap_alg=GCM), CONTEXT)
+
+
 def test_first_way_to_wrap_is_the_configured_one(settings_for: SettingsFor) -> None:
     """And all of them unwrap."""
     ways = wrapping_for(settings_for(mechanism="aes-kwp"))

@@ -30,4 +30,5 @@ class KindProvider(MemoryProvider):
 
 @hookimpl
 def kms_register_providers(register: Callable[[type[Any]], None]) -> None:
+    """Register ``KindProvider``."""
     register(KindProvider)
