@@ -105,7 +105,7 @@ class MemoryStore:
         self._keys: dict[str, _Key] = {}
         self._writing = threading.Lock()
         self._line = _Line()
-        self._panel: Panel | None = None
+        self._panel: _StorePanel | None = None
         for key in keys:
             self.create(key)
 
@@ -115,7 +115,7 @@ class MemoryStore:
         with self._writing:
             if self._panel is None:
                 # A line is all of a gate that a panel uses.
-                self._panel = Panel(frozenset(Failure), cast("Gate", self._line))
+                self._panel = _StorePanel(frozenset(Failure), cast("Gate", self._line))
             return self._panel
 
     # --- what its owner does ---------------------------------------------------------------------
@@ -244,7 +244,7 @@ class MemoryStore:
     # --- how it answers --------------------------------------------------------------------------
 
     def _serve(self, operation: str, timeout: float, work: Callable[[], Answer]) -> Answer:
-        order = self._arrive(operation, timeout) if self._panel is not None else None
+        order = None if self._panel is None else self._arrive(self._panel, operation, timeout)
         if order is not None and order.failure in _REFUSALS:
             code, text = _REFUSALS[order.failure]
             raise StoreError(code, text, retry_after=order.seconds)
@@ -256,11 +256,11 @@ class MemoryStore:
             raise StoreError("NotAuthentic", "authentication failed") from None
         return answer if order is None else _SPOILED[order.failure](answer)
 
-    def _arrive(self, operation: str, timeout: float) -> Order | None:
+    def _arrive(self, panel: _StorePanel, operation: str, timeout: float) -> Order | None:
         self._line.carry(timeout)
-        started = time.monotonic()
-        order = self.panel.arrived(operation)
-        if time.monotonic() - started > timeout:
+        slow, started = panel.slow, time.monotonic()
+        order = panel.arrived(operation)
+        if slow and time.monotonic() - started > timeout:
             raise StoreError("NoAnswer", "the store was too slow")
         return order
 
@@ -283,6 +283,27 @@ class MemoryStore:
             return self._keys[name]
         except KeyError:
             raise StoreError("NoSuchKey", f"there is no key {name!r}; create it first") from None
+
+
+class _StorePanel(Panel):
+    """Knows whether slowness was ordered: a busy host must not pass for a slow store."""
+
+    slow = False
+
+    def fail(
+        self,
+        failure: Failure,
+        *,
+        operation: str | None = None,
+        times: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        super().fail(failure, operation=operation, times=times, seconds=seconds)
+        self.slow = self.slow or failure is Failure.SLOW
+
+    def heal(self) -> None:
+        super().heal()
+        self.slow = False
 
 
 class _Line:

@@ -109,6 +109,14 @@ def test_instance_out_of_reach_is_told_as_such(kms: Run, papers: Path) -> None:
     assert "scripted" in done.complaint
 
 
+def test_instance_that_crashes_is_checked_nevertheless(kms: Run, papers: Path) -> None:
+    """Of an error that is not ours only the kind is shown: its message may quote anything."""
+    (papers / "east.encrypt").write_text("NoSuchError")  # the plugin stumbles over that
+    done = kms("conformance", "east", "-k", "round_trip and 32")
+    assert (done.code, done.err) == (ExitCode.FAILED, "")
+    assert done.text.splitlines()[0] == "failed: round_trip[32]: it raised AttributeError"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

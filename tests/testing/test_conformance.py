@@ -1044,6 +1044,16 @@ class HealthyInAnyState(MemoryProvider):
             return Health(ok=True)
 
 
+@caught_by("disabled_key_is_told")
+class DescribesAnyStateAsEnabled(MemoryProvider):
+    @hookimpl
+    def describe_key(self, key_id: str) -> KeyInfo:
+        try:
+            return super().describe_key(key_id)
+        except KeyDisabled:
+            return KeyInfo(self.key_uri, "enabled", "software")
+
+
 class Amending(MemoryProvider):
     """Changes an answer before it is checked; a base for mutants that check too little."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
@@ -11,14 +12,17 @@ import pytest
 
 from kms_core import (
     Context,
+    DeadlineExceeded,
     Duration,
     InvalidCiphertext,
     InvalidRequest,
     KeyDisabled,
     KeyNotFound,
     Provider,
+    Unavailable,
 )
 from kms_core.testing import (
+    Failure,
     MemoryProvider,
     MemorySettings,
     MemoryStore,
@@ -241,6 +245,33 @@ def test_store_refuses_what_it_has_and_what_is_no_name(store: MemoryStore) -> No
             store.create(name)
     with pytest.raises(InvalidRequest, match="1 to 64 letters"):
         MemoryStore("not a name")
+
+
+def test_slow_store_is_given_up_after_the_timeout(store: MemoryStore) -> None:
+    """An answer that comes too late is none; one that is late and in time is good."""
+    store.panel.fail(Failure.SLOW, seconds=0.2)
+    with pytest.raises(DeadlineExceeded, match="too slow"):
+        _provider(store, timeout=0.1).health("default")
+    assert _provider(store, timeout=60.0).health("default").ok is True
+
+
+def test_hanging_line_breaks_when_it_is_healed(store: MemoryStore) -> None:
+    """Whoever waits is told at once, and what was asked is not done later."""
+    store.panel.fail(Failure.HANG)
+    raised: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            _provider(store, timeout=60.0).rotate_key("default")
+        except Unavailable as exc:
+            raised.append(exc)
+
+    caller = threading.Thread(target=ask, daemon=True)
+    caller.start()
+    store.panel.heal()
+    caller.join(30.0)
+    assert not caller.is_alive()
+    assert len(raised) + len(store.versions("default")) == 2
 
 
 def test_store_decides_protection_and_domain() -> None:

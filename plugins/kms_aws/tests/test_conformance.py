@@ -133,6 +133,10 @@ class TestStrictKey(_Strict):
 class TestStrictAlias(_Strict):
     """An alias, whose key has to be found out; signing with Ed25519."""
 
+    altered_bytes = 40
+    fuzz_examples = 10
+    thread_round_trips = 5
+
     signs = ("Ed25519",)
 
     @pytest.fixture
@@ -153,6 +157,10 @@ class TestStrictAlias(_Strict):
 
 class TestStrictMultiRegionKey(_Strict):
     """A multi-Region key with a replica; signing with ML-DSA-65."""
+
+    altered_bytes = 40
+    fuzz_examples = 10
+    thread_round_trips = 5
 
     signs = ("ML-DSA-65",)
 
@@ -194,8 +202,26 @@ class TestStrictReplica(TestStrictMultiRegionKey):
         return {"spec": "HMAC_256", "usage": "GENERATE_VERIFY_MAC"}
 
 
+@pytest.fixture(scope="module")
+def rsa_server() -> Iterator[StrictAwsServer]:
+    """One for all tests of the class below: RSA keys take long to make."""
+    with StrictAwsServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def rsa_keys(rsa_server: StrictAwsServer) -> tuple[str, str]:
+    """One that wraps and one that signs."""
+    wraps = rsa_server.create_key(spec="RSA_2048")
+    return wraps, rsa_server.create_key(spec="RSA_2048", usage=SIGNS)
+
+
 class TestStrictRsa(_Strict):
     """An RSA key, which wraps less; signing with another one."""
+
+    altered_bytes = 40
+    fuzz_examples = 10
+    thread_round_trips = 5
 
     max_plaintext = 158
     wraps_offline = True
@@ -203,8 +229,18 @@ class TestStrictRsa(_Strict):
     signs = ("RSA-PSS-SHA256", "RSA-PKCS1-SHA512")
 
     @pytest.fixture
-    def key_id(self, server: StrictAwsServer) -> str:
-        return server.create_key(spec="RSA_2048")
+    def server(self, rsa_server: StrictAwsServer) -> StrictAwsServer:
+        return rsa_server
+
+    @pytest.fixture
+    def key_id(self, rsa_keys: tuple[str, str]) -> str:
+        return rsa_keys[0]
+
+    @pytest.fixture
+    def signing_key(
+        self, server: StrictAwsServer, make: Providers, rsa_keys: tuple[str, str]
+    ) -> tuple[AwsKmsProvider, str]:
+        return make(server, rsa_keys[1], **self.settings()), rsa_keys[1]
 
     @pytest.fixture
     def provider(self, server: StrictAwsServer, make: Providers, key_id: str) -> AwsKmsProvider:
@@ -216,9 +252,6 @@ class TestStrictRsa(_Strict):
     def other_key(self, server: StrictAwsServer, make: Providers) -> tuple[AwsKmsProvider, str]:
         arn = server.create_key(spec="RSA_2048")
         return make(server, arn), arn
-
-    def signing_options(self) -> dict[str, Any]:
-        return {"spec": "RSA_2048", "usage": SIGNS}
 
     def test_rotation_is_recorded_and_old_wraps_open(
         self, provider: AwsKmsProvider, key_id: str
@@ -239,6 +272,10 @@ class TestMoto(_Aws):
 
     No ``other_key``: older releases ignore the key that Decrypt names.
     """
+
+    altered_bytes = 40
+    fuzz_examples = 10
+    thread_round_trips = 5
 
     splits_context = False  # moto joins names and values without a delimiter
     # moto takes an altered key name in the blob for another key, and denies access
