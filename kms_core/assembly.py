@@ -16,7 +16,7 @@ from kms_core.observe import Observers
 from kms_core.plugins import Plugins
 from kms_core.relay import Emit, Relay, domain_of
 from kms_core.routing import Quorum, Router
-from kms_core.settings import InstanceConfig, Settings
+from kms_core.settings import Settings
 from kms_core.types import POST_QUANTUM_WRAPS, BreakerState, Event, InstanceInfo, Provider
 from kms_core.workers import Workers
 
@@ -56,8 +56,7 @@ class Assembly:
     def _build_relays(self, watchers: Sequence[Callable[[Event], None]]) -> dict[str, Relay]:
         settings = self._settings
         providers = {
-            name: self._build_provider(name, instance)
-            for name, instance in settings.instances.items()
+            name: build_provider(settings, self._plugins, name) for name in settings.instances
         }
         for name in settings.plugins:
             self._plugins.require(name, f"{settings.raw.source}: plugins")
@@ -88,26 +87,6 @@ class Assembly:
                     f"{instance.provider} tells no public key: remove it"
                 )
         return relays
-
-    def _build_provider(self, name: str, instance: InstanceConfig) -> tuple[Provider, str]:
-        raw = self._settings.raw
-        where = f"{raw.source}: [instances.{name}]"
-        cls = self._plugins.require_provider(instance.provider, where)
-        options = dict(instance.options)
-        if "attempt_timeout" in attrs.fields_dict(cls.settings):
-            options.setdefault("attempt_timeout", self._settings.calls.attempt_timeout)
-        provider_settings = config.structure(cls.settings, options, where, raw)
-        try:
-            provider = cls(provider_settings)
-            domain_of(provider, provider.key_uri)
-        except ConfigError:
-            raise
-        except Exception as exc:
-            said = f": {exc}" if isinstance(exc, ValueError | KMSError) else ""
-            raise ConfigError(
-                f"{where}: the provider cannot be built: {type(exc).__name__}{said}"
-            ) from exc
-        return provider, str(provider_settings.key)
 
     def _breaker_reporter(self, name: str) -> Callable[[BreakerState], None]:
         return lambda state: self.emit(Event("breaker", state, instance=name))
@@ -150,3 +129,28 @@ class Assembly:
                     f"{self._settings.raw.source}: [envelope] require_pq: {name} has no wrap that "
                     "withstands a quantum computer, and the weakest recipient decides: remove it"
                 )
+
+
+def build_provider(settings: Settings, plugins: Plugins, name: str) -> tuple[Provider, str]:
+    """One configured instance's provider, which has done no I/O yet, and its key.
+
+    Raises ``ConfigError`` or ``PluginError``.
+    """
+    raw, instance = settings.raw, settings.instances[name]
+    where = f"{raw.source}: [instances.{name}]"
+    cls = plugins.require_provider(instance.provider, where)
+    options = dict(instance.options)
+    if "attempt_timeout" in attrs.fields_dict(cls.settings):
+        options.setdefault("attempt_timeout", settings.calls.attempt_timeout)
+    provider_settings = config.structure(cls.settings, options, where, raw)
+    try:
+        provider = cls(provider_settings)
+        domain_of(provider, provider.key_uri)
+    except ConfigError:
+        raise
+    except Exception as exc:
+        said = f": {exc}" if isinstance(exc, ValueError | KMSError) else ""
+        raise ConfigError(
+            f"{where}: the provider cannot be built: {type(exc).__name__}{said}"
+        ) from exc
+    return provider, str(provider_settings.key)

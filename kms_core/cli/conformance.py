@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 
-from kms_core import config
+from kms_core.assembly import build_provider
 from kms_core.cli import configuration
 from kms_core.cli.exits import ExitCode, printable
 from kms_core.cli.options import Invocation, invocation, json_option
@@ -75,24 +75,20 @@ def _instance(settings: Settings, name: str) -> tuple[Connect, str]:
     if name not in settings.instances:
         names = ", ".join(settings.instances)
         raise InvalidRequest(f"{source}: no instance {name!r}; there are: {names}")
-    instance, where = settings.instances[name], f"{source}: [instances.{name}]"
     plugins = Plugins()
-    cls: Any = plugins.require_provider(instance.provider, where)
-    options = dict(instance.options)
-    if "attempt_timeout" in attrs.fields_dict(cls.settings):
-        options.setdefault("attempt_timeout", settings.calls.attempt_timeout)
-    own = config.structure(cls.settings, options, where, settings.raw)
+    build_provider(settings, plugins, name)  # what is wrong with it shows before any check
 
     @contextmanager
     def connect() -> Iterator[tuple[Any, str]]:
-        provider = cls(own)
+        provider, key = build_provider(settings, plugins, name)
         getattr(provider, "prepare", _nothing)()
         try:
-            yield provider, str(own.key)
+            yield provider, key
         finally:
             getattr(provider, "close", _nothing)()
 
-    return connect, plugins.require(instance.provider, where).module.__name__
+    plugin = settings.instances[name].provider
+    return connect, plugins.require(plugin, source).module.__name__
 
 
 def _nothing() -> None:

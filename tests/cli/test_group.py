@@ -35,6 +35,8 @@ OPTIONS = {
     "public-key": {"--output", "--via"},
     "health": {"--json", "--deep", "--watch", "--interval"},
     "plugins": {"--json", "--check", "--no-check"},
+    "conformance": {"INSTANCE", "--rotate", "--json"},
+    "new-plugin": {"NAME", "--directory"},
 }
 
 
