@@ -30,6 +30,12 @@ ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
 WORKERS = "2"  # servers and forks of their own make more test processes slower, not faster
+#: The long suites: what they show does not depend on the version of Python or of an SDK, so they run
+#: on the newest only.
+LONG = tuple(
+    f"--ignore-glob={pattern}"
+    for pattern in ("*/tests/testing/test_conformance.py", "*/plugins/*/tests/test_conformance.py")
+)
 COVERAGE = "95"  # per cent of lines and branches, for the core and for each plugin
 
 
@@ -106,8 +112,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The core's tests on each Python present; coverage is measured on the newest.
 
-    The plugins' own tests, which take longer, run on the newest (`plugins`) and on the oldest
-    (`minimums`); with arguments, all tests are candidates here too.
+    The plugins' own tests run on the newest (`plugins`) and on the oldest (`minimums`); with
+    arguments, all tests are candidates here too.
     """
     missing = sorted(set(nox.project.python_versions(PYPROJECT)) - set(PYTHONS))
     session.log(f"testing on {', '.join(PYTHONS)}; not present: {', '.join(missing) or 'none'}")
@@ -117,7 +123,7 @@ def tests(session: nox.Session) -> None:
     elif session.python == NEWEST:
         measured(session, "kms_core", "tests")
     else:
-        session.run("pytest", "-n", WORKERS, "tests")
+        session.run("pytest", "-n", WORKERS, *LONG, "tests")
 
 
 def measured(session: nox.Session, package: str, folder: str) -> None:
@@ -184,7 +190,8 @@ def minimums(session: nox.Session) -> None:
     session.run_install("uv", "pip", "install", *floors, external=True)
     session.run("uv", "pip", "list", "--exclude-editable", external=True)
     # Old releases warn of what newer ones have mended.
-    session.run("pytest", "-n", WORKERS, "-W", "ignore::DeprecationWarning", *session.posargs)
+    options = session.posargs or LONG
+    session.run("pytest", "-n", WORKERS, "-W", "ignore::DeprecationWarning", *options)
 
 
 @nox.session(python=NEWEST)
@@ -199,7 +206,7 @@ def wheels(session: nox.Session) -> None:
     session.install(*(f"{wheel}[cli]" if "kms_core-" in wheel else wheel for wheel in built))
     session.install(*needed_by_tests())
     with tree_without_packages() as folder, session.chdir(folder):
-        session.run("pytest", "-n", WORKERS, *(session.posargs or ["tests"]))
+        session.run("pytest", "-n", WORKERS, *(session.posargs or [*LONG, "tests"]))
 
 
 def build(session: nox.Session, *packages: str) -> list[str]:
