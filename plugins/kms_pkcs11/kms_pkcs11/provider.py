@@ -19,6 +19,7 @@ from kms_core import (
     Signature,
     Unavailable,
     hookimpl,
+    verify_signature,
 )
 from kms_pkcs11 import signing
 from kms_pkcs11.errors import is_doubtful, refused, translate
@@ -135,10 +136,9 @@ class Pkcs11Provider:
                 name,
                 lambda s: signing.verify_mac(s, name, data, signature.data, algorithm),
             )
-        from kms_pkcs11.verifying import verifies
-
         der = self._ask("verify", name, lambda s: _public_half(s, name))
-        return verifies(der, data, signature.data, algorithm)
+        public = PublicKey(der, name.uri, algorithms=signing.algorithms(der))
+        return verify_signature(public, data, signature.data, algorithm)
 
     @hookimpl
     def public_key(self, key_id: str) -> PublicKey:
