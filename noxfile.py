@@ -190,7 +190,8 @@ def minimums(session: nox.Session) -> None:
     session.run("uv", "pip", "list", "--exclude-editable", external=True)
     # Old releases warn of what newer ones have mended.
     options = session.posargs or LONG
-    session.run("pytest", "-n", WORKERS, "-W", "ignore::DeprecationWarning", *options)
+    quiet = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")
+    session.run("pytest", "-n", WORKERS, *quiet, *options)
 
 
 @nox.session(python=NEWEST)
