@@ -27,6 +27,8 @@ OfflineWrap = Literal["never", "fallback", "always"]
 #: one; while the service is down it is used for as long as that takes.
 PUBLIC_KEY_MAX_AGE: Final = 3600.0
 
+MIN_RSA_BITS: Final = 2048  # NIST SP 800-131A
+
 _HASHES: Final[Mapping[str, HashAlgorithm]] = {
     "SHA256": SHA256(),
     "SHA384": SHA384(),
@@ -111,10 +113,11 @@ class OfflineWrapper:
         """Use this key from now on; raises ``InvalidRequest`` if it is not one to wrap to."""
         key = load_der_public_key(public_key.der)
         fits = public_key.wrap_alg is not None and RSA_OAEP in public_key.algorithms
-        if not fits or not isinstance(key, rsa.RSAPublicKey):
+        large = isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS
+        if not fits or not isinstance(key, rsa.RSAPublicKey) or not large:
             raise InvalidRequest(
-                f"key {public_key.key_uri} does not take {RSA_OAEP}, so nothing can be wrapped to "
-                "it offline: remove offline_wrap from this instance"
+                f"key {public_key.key_uri} does not take {RSA_OAEP} with {MIN_RSA_BITS} bits or "
+                "more, so nothing is wrapped to it offline: remove offline_wrap from this instance"
             )
         oaep = padding.OAEP(padding.MGF1(SHA256()), SHA256(), label=None)
         with self._lock:

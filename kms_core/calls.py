@@ -338,6 +338,11 @@ class Caller:
             with self._lock:
                 self._dropped.append(call)
 
+    def leave(self, call: Call[Any]) -> None:
+        """Let a call run on that nobody waits for and that is wanted; it keeps its verdict."""
+        with self._lock:
+            self._dropped.append(call)
+
     def _count_overdue(self) -> None:
         """Dropped calls that have had their full time by now are time-outs."""
         if not self._dropped:

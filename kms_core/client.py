@@ -7,6 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -458,10 +459,10 @@ class Kms:
             raise InvalidRequest("verify() takes the Signature that sign() returned")
         message = _signed(data)
         _check_algorithm(signature.algorithm)
+        names = tuple(self._router.relays) if via is None else self._named(via)
+        candidates = (self._router.relays[name] for name in names)
         relays = [
-            relay
-            for name, relay in self._router.relays.items()
-            if provider_type(signature.key_uri) == relay.info.provider and via in {None, name}
+            relay for relay in candidates if provider_type(signature.key_uri) == relay.info.provider
         ]
         for relay in relays:
             known = relay.verify_here(message, signature)
@@ -474,6 +475,7 @@ class Kms:
             [relay.name for relay in relays],
             lambda relay: relay.verify(message, signature),
             allow_weaker=True,
+            key=signature.key_uri,
         )
 
     def public_key(self, *, via: str | None = None) -> PublicKey:
@@ -549,10 +551,10 @@ class Kms:
         """
         self._check_open()
         self._router.prepare()
-        for relay in self._router.relays.values():
-            if relay.offline.begin_learning():
-                relay.workers.submit(relay.learn_public_key)
-        return self.health(deep=True)
+        learning = self._router.learn_public_keys(self._router.relays)
+        report = self.health(deep=True)
+        wait(learning, self._settings.calls.attempt_timeout)
+        return report
 
     def force_breaker(self, name: str, state: Literal["closed", "open"] | None) -> None:
         """Hold an instance's breaker open (for maintenance) or closed; ``None`` lets it work."""

@@ -52,7 +52,9 @@ DATA_KEY_BYTES: Final = 32
 MAX_SIGNATURE_BYTES: Final = 8192  # the largest, ML-DSA-87's, has 4627
 MAX_PUBLIC_KEYS: Final = 64  # kept per instance for verifying; a key has few versions in use
 _CANARY: Final = Context({f"{RESERVED_PREFIX}canary": "1"})
-_NO_REQUEST: Final = frozenset({"close", "domain", "match", "prepare"})  # told only if they fail
+_NO_REQUEST: Final = frozenset(
+    {"close", "domain", "learn", "match", "prepare"}
+)  # told only if they fail
 
 
 class Relay:
@@ -245,14 +247,15 @@ class Relay:
         wrap = partial(self.offline.wrap, plaintext, context)
         return self._guard("wrap_offline", lambda: _check_ciphertext(self, wrap()), self.key_uri)
 
-    def learn_public_key(self) -> None:
-        """Ask for the public key to wrap to."""
+    def learn_public_key(self) -> bool:
+        """Ask for the public key to wrap to; true, or the error is raised."""
         try:
             key = self.public_key()
-            self._guard("wrap_offline", partial(self.offline.learn, key), key.key_uri)
+            self._guard("learn", partial(self.offline.learn, key), key.key_uri)
         except BaseException:
             self.offline.give_up_learning()
             raise
+        return True
 
     def _preferred_algorithm(self) -> str:
         public_key = self._public_keys.get(self.key_uri)

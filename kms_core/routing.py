@@ -5,7 +5,6 @@ Knows instances and calls, not envelopes.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -101,9 +100,9 @@ class Router:
     ) -> tuple[dict[str, Ciphertext], dict[str, Attempt]]:
         names = list(parts)
         wraps = {
-            name: self.relays[name].wrap_offline(*part)
-            for name, part in parts.items()
-            if self.relays[name].offline.instead()
+            name: wrap
+            for name in names
+            if self.relays[name].offline.instead() and (wrap := self._wrapped_here(name, parts))
         }
         failures: dict[str, Attempt] = {}
         enough_at: float | None = None
@@ -159,15 +158,35 @@ class Router:
     ) -> None:
         """Wrap here for whoever is out of reach and permits it; prepare for the next outage."""
         for name, attempt in list(failures.items()):
-            relay = self.relays[name]
-            if relay.offline.after(attempt.error):
-                wraps[name] = relay.wrap_offline(*parts[name])
+            after = self.relays[name].offline.after(attempt.error)
+            wrap = self._wrapped_here(name, parts) if after else None
+            if wrap is not None:
+                wraps[name] = wrap
                 del failures[name]
-        for name in wraps:
-            relay = self.relays[name]
+        self.learn_public_keys(wraps)
+
+    def _wrapped_here(self, name: str, parts: Mapping[str, Part]) -> Ciphertext | None:
+        """A wrap to the public key; ``None`` if that cannot be made, which observers were told."""
+        try:
+            return self.relays[name].wrap_offline(*parts[name])
+        except KMSError:
+            return None
+
+    def learn_public_keys(self, names: Iterable[str]) -> list[Future[bool]]:
+        """Have the keys asked for that are needed for wrapping here and not fresh."""
+        asked = []
+        for relay in (self.relays[name] for name in names):
             if relay.offline.begin_learning():
-                with contextlib.suppress(KMSError):  # what goes wrong there is told to observers
-                    relay.workers.submit(relay.learn_public_key)
+                try:
+                    call = self.calls.start(
+                        relay, "public_key", lambda relay: relay.learn_public_key(), self.deadline()
+                    )
+                except KMSError:  # not now: its breaker is open, or there is no thread
+                    relay.offline.give_up_learning()
+                else:
+                    self.calls.leave(call)
+                    asked.append(call.future)
+        return asked
 
     def _start_all(
         self,
@@ -178,6 +197,7 @@ class Router:
         failures: dict[str, Attempt],
         *,
         early: bool = False,
+        key: str = "",
     ) -> list[Call[T]]:
         calls = []
         attempts = 1 if early else self.policy.attempts
@@ -185,7 +205,9 @@ class Router:
             relay = self.relays[name]
             try:
                 calls.append(
-                    self.calls.start(relay, operation, work, deadline, attempts, early=early)
+                    self.calls.start(
+                        relay, operation, work, deadline, attempts, early=early, key=key
+                    )
                 )
             except ServiceError as exc:
                 failures[name] = Attempt(name, exc, 0.0)
@@ -360,11 +382,12 @@ class Router:
         work: Callable[[Relay], T],
         *,
         allow_weaker: bool = False,
+        key: str = "",
     ) -> T:
         """The first success in order of preference; raises ``AllInstancesFailed`` otherwise.
 
         An instance whose protection level is below the preferred one's is not asked unless
-        ``allow_weaker``.
+        ``allow_weaker``.  ``key``: which one it is about, if not the configured one.
         """
         deadline = self.deadline()
         failures: dict[str, Attempt] = {}
@@ -372,7 +395,7 @@ class Router:
             if not deadline.remaining():
                 break
             results: dict[str, T] = {}
-            pending = self._start_all(operation, [name], work, deadline, failures)
+            pending = self._start_all(operation, [name], work, deadline, failures, key=key)
             while pending:
                 for call in self._settle(pending, deadline):
                     pending.remove(call)

@@ -10,12 +10,27 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attrs import fields_dict
+
+from kms_core import (
+    MAC_ALGORITHMS,
+    SIGNATURE_ALGORITHMS,
+    BreakerPolicy,
+    CallPolicy,
+    EnvelopePolicy,
+    InstanceConfig,
+    MonitorPolicy,
+    Settings,
+)
+from kms_core.config import Raw
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 KMS = f"{shlex.quote(sys.executable)} -m kms_core"
 
 pytest.importorskip("kms_local", reason="README's quick start uses the local provider")
@@ -146,3 +161,87 @@ def test_the_wrapper_and_the_observer_of_the_contract_are_accepted(
         "print([i.state for i in p if i.name == 'example'])"
     )
     assert run([sys.executable, "-c", code], tmp_path, site).stdout.strip() == "['available']"
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+TABLES: dict[str, type[Any]] = {
+    "instances.NAME": InstanceConfig,
+    "envelope": EnvelopePolicy,
+    "calls": CallPolicy,
+    "breaker": BreakerPolicy,
+    "monitor": MonitorPolicy,
+}
+
+
+def documented(name: str) -> dict[str, str]:
+    """The settings of a table as docs/configuration.md has them, with the text of the default."""
+    section = CONFIGURATION.partition(f"## `[{name}]`\n")[2].partition("\n## ")[0]
+    table = section.partition("| key | default | meaning |\n")[2].partition("\n\n")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE))
+
+
+def values(name: str) -> dict[str, Any]:
+    """Those defaults of a table that are values: `` `"3s"` ``, or a bare number."""
+    bare = {key: text.strip("`") for key, text in documented(name).items()}
+    lines = [
+        f"{key} = {text}" for key, text in bare.items() if re.match(r'["\[\d]|true|false', text)
+    ]
+    return tomllib.loads(
+        "\n".join(line for line in lines if "[breaker]" not in line and ";" not in line)
+    )
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_setting_is_documented_and_no_other(name: str) -> None:
+    """Of the tables that the core reads; the rest of an instance's is its provider's."""
+    settings = set(fields_dict(TABLES[name])) - {"options"}
+    assert documented(name).keys() == settings | ({"key"} if name == "instances.NAME" else set())
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    """Written out in a file, they change nothing."""
+    provider = {"provider": "local"}
+    tables = {name: values(name) for name in TABLES if name != "instances.NAME"}
+    written = {**provider, **values("instances.NAME")}
+    spelt_out = Settings.from_raw(Raw({**tables, "instances": {"a": written}}, "t", ROOT))
+    silent = Settings.from_raw(Raw({"instances": {"a": provider}}, "t", ROOT))
+    for name in ("instances", "envelope", "calls", "breaker", "monitor"):
+        assert getattr(spelt_out, name) == getattr(silent, name)
+    numbers = {name: len(found) for name, found in tables.items()}
+    assert numbers == {"envelope": 9, "calls": 10, "breaker": 7, "monitor": 2}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_settings_without_a_default_value_are_documented_so(name: str) -> None:
+    """Where it says "none", there is none."""
+    fields = fields_dict(TABLES[name])
+    for key, text in documented(name).items():
+        if text == "none":
+            assert fields[key].default is None
+
+
+def test_every_algorithm_is_in_the_contract() -> None:
+    """Spelt out, or as an ending after the first of its family."""
+    named = set()
+    for row in re.findall(
+        r"^\| (`(?:ECDSA|RSA|Ed25519|ML-DSA|HMAC).*?) \|", CONTRACT, re.MULTILINE
+    ):
+        first, *endings = re.findall(r"`([\w-]+)`", row)
+        named |= {first, *(first.rpartition("-")[0] + ending for ending in endings)}
+    assert named == SIGNATURE_ALGORITHMS | MAC_ALGORITHMS
+
+
+@pytest.mark.parametrize("name", ["configuration", "contract", "operations", "threat-model"])
+def test_links_between_the_documents_lead_somewhere(name: str) -> None:
+    """Files and headings."""
+    page = ROOT / "docs" / f"{name}.md"
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            assert anchor in {
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }, target
