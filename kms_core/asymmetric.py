@@ -108,6 +108,7 @@ class OfflineWrapper:
         self._key: PublicKey | None = None
         self._learnt = 0.0
         self._learning = False
+        self._asked_in_vain: float | None = None
 
     def learn(self, public_key: PublicKey) -> None:
         """Use this key from now on; raises ``InvalidRequest`` if it is not one to wrap to."""
@@ -115,6 +116,7 @@ class OfflineWrapper:
         fits = public_key.wrap_alg is not None and RSA_OAEP in public_key.algorithms
         large = isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS
         if not fits or not isinstance(key, rsa.RSAPublicKey) or not large:
+            self._asked_in_vain = self._clock()
             raise InvalidRequest(
                 f"key {public_key.key_uri} does not take {RSA_OAEP} with {MIN_RSA_BITS} bits or "
                 "more, so nothing is wrapped to it offline: remove offline_wrap from this instance"
@@ -126,7 +128,7 @@ class OfflineWrapper:
 
     def begin_learning(self) -> bool:
         """Whether the caller is to ask for the public key now; nobody else is told so meanwhile."""
-        if self.policy == "never" or self._is_fresh():
+        if self.policy == "never" or self._is_fresh() or self._is_unfit():
             return False
         with self._lock:
             begun, self._learning = not self._learning, True
@@ -159,3 +161,8 @@ class OfflineWrapper:
 
     def _is_fresh(self) -> bool:
         return self._key is not None and self._clock() - self._learnt < PUBLIC_KEY_MAX_AGE
+
+    def _is_unfit(self) -> bool:
+        """Whether the key was found to be of no use not long ago."""
+        asked = self._asked_in_vain
+        return asked is not None and self._clock() - asked < PUBLIC_KEY_MAX_AGE

@@ -91,7 +91,6 @@ class Kms:
         self._plugins = Plugins(plugins)
         self._clock = clock
         self._closed = False
-        self._gaps = health.Gaps(clock)
         watchers = () if observe is None else (observe,)
         self._assemble = partial(
             Assembly, settings, self._plugins, watchers, clock=clock, sleep=sleep
@@ -108,6 +107,7 @@ class Kms:
     def _start(self) -> None:
         """Build everything that holds locks, threads or connections."""
         self._assembly = self._assemble()
+        self._gaps = health.Gaps(self._clock)
         self._router = self._assembly.router
         self._quorum = self._assembly.quorum
         self._emit = self._assembly.emit
@@ -123,6 +123,7 @@ class Kms:
             self._settings.monitor,
             self._router.relays,
             check,
+            self._check_deeply,
             self._emit,
             patience=self._settings.calls.attempt_timeout,
         )
@@ -750,11 +751,12 @@ def _data(data: Data) -> bytes:
 
 
 def _signed(data: Data) -> bytes:
-    if isinstance(data, bytes | bytearray | memoryview) and len(data) > MAX_SIGNED_BYTES:
+    message = _data(data)
+    if len(message) > MAX_SIGNED_BYTES:
         raise InvalidRequest(
-            f"up to {MAX_SIGNED_BYTES} bytes are signed, not {len(data)}: sign a digest of them"
+            f"up to {MAX_SIGNED_BYTES} bytes are signed, not {len(message)}: sign a digest of them"
         )
-    return _data(data)
+    return message
 
 
 def _check_algorithm(algorithm: str) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from kms_core.errors import BreakerOpen, KMSError
 from kms_core.relay import Emit, Relay
 from kms_core.settings import MonitorPolicy
-from kms_core.types import Event, HealthReport, HealthStatus
+from kms_core.types import Event, Health, HealthReport, HealthStatus
 
 _STOP_WAIT: Final = 1.0  # seconds; a check under way may take longer, and its thread is a daemon
 
 
 class Monitor:
     """Checks every instance now and then, from ``start`` to ``stop``.
+
+    ``check`` is one report on all, ``prove`` a call that only a working instance survives.
 
     Tells observers of every change (operation ``health``), and lets a breaker that is open try
     again as soon as its instance is well, with calls of its own instead of a user's.
@@ -27,6 +30,7 @@ class Monitor:
         policy: MonitorPolicy,
         relays: Mapping[str, Relay],
         check: Callable[[], HealthReport],
+        prove: Callable[[Relay], Health],
         emit: Emit,
         *,
         patience: float,
@@ -35,6 +39,7 @@ class Monitor:
         self._policy = policy
         self._relays = relays
         self._check = check
+        self._prove = prove
         self._emit = emit
         self._patience = patience
         self._draw = draw
@@ -85,7 +90,7 @@ class Monitor:
             pass
 
     def _probe(self, relay: Relay) -> bool:
-        """Whether one more canary call went well; the breaker is told either way."""
+        """Whether one more call of ours went well; the breaker is told either way."""
         breaker = relay.breaker
         try:
             permit = breaker.acquire(early=True)
@@ -93,7 +98,7 @@ class Monitor:
             return False  # a probe is under way, or the operator holds it open
         well = False
         try:
-            well = relay.workers.submit(relay.canary).result(self._patience).ok
+            well = relay.workers.submit(partial(self._prove, relay)).result(self._patience).ok
         except TimeoutError:
             breaker.fail(permit, timeout=True)
         except KMSError as exc:

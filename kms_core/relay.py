@@ -24,7 +24,6 @@ from kms_core.breaker import Breaker
 from kms_core.context import RESERVED_PREFIX, Context
 from kms_core.errors import (
     FormatError,
-    KeyNotFound,
     KMSError,
     ProviderBug,
     UnsupportedOperation,
@@ -194,8 +193,8 @@ class Relay:
         check = partial(_check_signature, algorithm)
         return self._invoke("sign", check, key_id=self._key, data=data, algorithm=algorithm)
 
-    def verify(self, data: bytes, signature: Signature) -> bool:
-        """Whether the key that ``signature`` names made it; ``KeyNotFound`` if it is not ours.
+    def verify(self, data: bytes, signature: Signature) -> bool | None:
+        """Whether the key that ``signature`` names made it; ``None`` if it is not ours.
 
         Where the key is public it is asked for once and kept, and the rest is done here.
         """
@@ -204,7 +203,7 @@ class Relay:
             return known
         key_id = self.match(signature.key_uri)
         if key_id is None:
-            raise KeyNotFound(f"{signature.key_uri} is no key of this instance")
+            return None
         if signature.algorithm not in MAC_ALGORITHMS and self.supports("public_key"):
             self._keep(signature.key_uri, self.public_key(key_id))
             known = self.verify_here(data, signature)

@@ -18,6 +18,7 @@ from kms_core.errors import (
     AllInstancesFailed,
     BreakerOpen,
     DeadlineExceeded,
+    KeyNotFound,
     KMSError,
     PolicyDenied,
     ServiceError,
@@ -379,7 +380,7 @@ class Router:
         self,
         operation: str,
         names: Sequence[str],
-        work: Callable[[Relay], T],
+        work: Callable[[Relay], T | None],
         *,
         allow_weaker: bool = False,
         key: str = "",
@@ -387,21 +388,26 @@ class Router:
         """The first success in order of preference; raises ``AllInstancesFailed`` otherwise.
 
         An instance whose protection level is below the preferred one's is not asked unless
-        ``allow_weaker``.  ``key``: which one it is about, if not the configured one.
+        ``allow_weaker``.  ``key``: which one it is about, if not the configured one; ``work``
+        returns ``None`` for a key that is not that instance's.
         """
         deadline = self.deadline()
         failures: dict[str, Attempt] = {}
         for name in self._no_weaker(names, allow_weaker=allow_weaker):
             if not deadline.remaining():
                 break
-            results: dict[str, T] = {}
+            results: dict[str, T | None] = {}
             pending = self._start_all(operation, [name], work, deadline, failures, key=key)
             while pending:
                 for call in self._settle(pending, deadline):
                     pending.remove(call)
                     self._collect(call, results, failures, deadline)
-            if results:
-                return results[name]
+            result = results.get(name)
+            if result is not None:
+                return result
+            if name in results:
+                error = KeyNotFound(f"{key} is no key of this instance")
+                failures[name] = Attempt(name, self.relays[name].annotated(error, operation), 0.0)
         raise AllInstancesFailed(f"no instance could {operation}", _in_order(names, failures))
 
     def _no_weaker(self, names: Sequence[str], *, allow_weaker: bool) -> Iterator[str]:

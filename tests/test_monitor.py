@@ -73,7 +73,9 @@ def monitor(kms: Kms, *, deep: bool = False) -> Monitor:
     policy = MonitorPolicy(interval=Duration(1.0), deep=deep)
     relays = kms._router.relays
     check = lambda: kms.health(deep=deep)  # noqa: E731
-    return Monitor(policy, relays, check, kms._emit, patience=PATIENCE, draw=lambda: 0.5)
+    return Monitor(
+        policy, relays, check, kms._check_deeply, kms._emit, patience=PATIENCE, draw=lambda: 0.5
+    )
 
 
 # --- deep checks ---------------------------------------------------------------------------------

@@ -17,15 +17,19 @@ from kms_core import (
     AccessDenied,
     AllInstancesFailed,
     AsyncKms,
+    BreakerPolicy,
+    Duration,
     InvalidRequest,
     KeyNotFound,
     Kms,
+    MonitorPolicy,
     ProviderBug,
     PublicKey,
     Signature,
     Unavailable,
     UnsupportedOperation,
 )
+from kms_core.monitor import Monitor
 from kms_core.relay import MAX_PUBLIC_KEYS
 from kms_core.testing import (
     Call,
@@ -656,3 +660,41 @@ def test_async_client_signs_and_verifies(services: dict[str, Faulty]) -> None:
 
     public_key, signature = asyncio.run(asyncio.wait_for(work(), PATIENCE))
     assert public_key.key_uri == signature.key_uri
+
+
+# --- breakers ------------------------------------------------------------------------------------
+
+
+def broken(services: dict[str, Faulty], kms: Kms) -> None:
+    """Let one failure open the breaker of ``a``."""
+    services["a"].queue("sign", DOWN)
+    assert kms.sign(TOKEN, algorithm="ECDSA-SHA256").instance == "b"
+    assert kms.breakers["a"].state == "open"
+
+
+def test_signature_by_an_unknown_key_says_nothing_about_a_service(
+    services: dict[str, Faulty],
+) -> None:
+    """Nobody was asked, so no breaker closes."""
+    clock = Clock()
+    policy = BreakerPolicy(failure_threshold=1)
+    with client(services, options={"clock": clock}, breaker=policy) as kms:
+        broken(services, kms)
+        clock.advance(policy.recovery_timeout)
+        for number in range(policy.success_threshold):
+            claimed = Signature(b"x", f"memory://elsewhere/key/{number}", "ECDSA-SHA256")
+            with pytest.raises(AllInstancesFailed):
+                kms.verify(TOKEN, claimed)
+        assert kms.breakers["a"].state != "closed"
+
+
+def test_monitor_does_not_wrap_with_a_key_that_signs(services: dict[str, Faulty]) -> None:
+    """It cannot prove anything, and the log of the service fills with refusals."""
+    with client(services, breaker=BreakerPolicy(failure_threshold=1)) as kms:
+        broken(services, kms)
+        policy = MonitorPolicy(interval=Duration(1.0))
+        monitor = Monitor(
+            policy, kms._router.relays, kms.health, kms._check_deeply, kms._emit, patience=PATIENCE
+        )
+        monitor.look()
+        assert services["a"].count("encrypt") == 0

@@ -181,7 +181,7 @@ class _Live(ProviderConformance):
         return _instance[1]
 
 
-@define
+@define(eq=False)  # pytest keeps its plugins in sets
 class _Runner:
     """A pytest plugin that puts the live class in the suite's place, and collects outcomes."""
 
