@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import takewhile
-from math import floor
+from math import floor, inf
+from typing import Literal
 
 import pytest
 from attrs import define, field, frozen
@@ -86,6 +87,11 @@ class Model:
     )
     #: time of admission and permit number of the probe under way
     probe: tuple[float, int] | None = None
+    #: when the regular probe of the last open period was to be
+    due: float = 0.0
+    #: by number of the period: open again because of a probe ahead of its time, until then
+    untimely: dict[int, float] = field(factory=dict)
+    forced: BreakerState | None = None
 
     @property
     def state(self) -> BreakerState:
@@ -97,6 +103,11 @@ class Model:
         """What was seen since."""
         return self.periods[-1][2]
 
+    @property
+    def shown(self) -> BreakerState:
+        """What everybody sees."""
+        return self.forced or self.state
+
     def enter(self, state: BreakerState, now: float) -> None:
         """Begin a period."""
         self.periods.append((state, now, []))
@@ -104,8 +115,12 @@ class Model:
 
     def open_time(self) -> float:
         """The first open time, doubled for each opening since the breaker was last closed."""
-        states = [state for state, _, _ in self.periods]
-        since_closed = list(takewhile(lambda state: state != "closed", reversed(states)))
+        timely = [
+            state
+            for number, (state, _, _) in enumerate(self.periods)
+            if number not in self.untimely
+        ]
+        since_closed = list(takewhile(lambda state: state != "closed", reversed(timely)))
         grown = self.policy.recovery_timeout * 2.0 ** (since_closed.count("open") - 1)
         longest = max(self.policy.recovery_timeout, self.policy.max_recovery_timeout)
         return min(grown, longest)
@@ -113,17 +128,23 @@ class Model:
     def ready_at(self) -> float:
         """When a call is admitted next."""
         state, since, _ = self.periods[-1]
+        if self.forced == "open":
+            return inf
+        if len(self.periods) - 1 in self.untimely:
+            return self.untimely[len(self.periods) - 1]
         if state == "open":
             return since + self.open_time()
         if self.probe is not None:
             return self.probe[0] + self.policy.recovery_timeout
         return 0.0
 
-    def admit(self, now: float, number: int) -> bool:
+    def admit(self, now: float, number: int, *, early: bool = False) -> bool:
         """Whether call ``number`` may be made now; a change of state follows."""
-        if now < self.ready_at():
+        ahead = early and self.probe is None and self.forced is None
+        if now < self.ready_at() and not ahead:
             return False
         if self.state == "open":
+            self.due = self.ready_at()
             self.enter("half-open", now)
         if self.state == "half-open":
             self.probe = (now, number)
@@ -131,7 +152,7 @@ class Model:
 
     def hears(self, given: Given) -> bool:
         """Whether a report of this call would count."""
-        if given.settled or given.period != len(self.periods) - 1:
+        if given.settled or given.period != len(self.periods) - 1 or self.forced:
             return False
         if self.state == "half-open":
             return self.probe is not None and self.probe[1] == given.number
@@ -146,6 +167,8 @@ class Model:
                 self.enter("open", now)
         elif outcome in ("fail", "timeout"):
             self.enter("open", now)
+            if now < self.due:
+                self.untimely[len(self.periods) - 1] = self.due
         elif [seen.outcome for seen in self.history].count("ok") >= self.policy.success_threshold:
             self.enter("closed", now)
 
@@ -168,6 +191,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.given: list[Given] = []
         self.announced: list[BreakerState] = []
+        self.expected: list[BreakerState] = []
 
     @initialize(policy=policies)
     def start(self, policy: BreakerPolicy) -> None:
@@ -181,6 +205,7 @@ class BreakerMachine(RuleBasedStateMachine):
         """Let time pass."""
         self.now += eighths / 8
 
+    @precondition(lambda self: self.model.forced != "open")
     @rule()
     def wait_until_ready(self) -> None:
         """Let just enough time pass for the next call."""
@@ -192,18 +217,27 @@ class BreakerMachine(RuleBasedStateMachine):
         """Let just enough time pass for the last outcome to become too old."""
         self.now = max(self.now, self.model.history[-1].time + self.policy.window)
 
-    @rule()
-    def begin(self) -> None:
-        """A call asks for leave and stays under way."""
+    @rule(early=st.sampled_from([False, False, True]))
+    def begin(self, early: bool) -> None:  # noqa: FBT001  drawn by hypothesis
+        """A call asks for leave, perhaps ahead of time, and stays under way."""
         number = len(self.given)
         wait = self.model.ready_at() - self.now
-        if not self.model.admit(self.now, number):
+        if not self.model.admit(self.now, number, early=early):
             with pytest.raises(BreakerOpen) as refused:
-                self.breaker.acquire()
+                self.breaker.acquire(early=early)
             assert refused.value.retry_after == wait
             return
         period = len(self.model.periods) - 1
-        self.given.append(Given(self.breaker.acquire(), number, period))
+        self.given.append(Given(self.breaker.acquire(early=early), number, period))
+        self._expect()
+
+    @rule(state=st.sampled_from(["open", "closed", None, None]))
+    def force(self, state: Literal["open", "closed"] | None) -> None:
+        """The operator steps in, or lets go; either way it starts afresh."""
+        self.model.forced = state
+        self.model.enter("closed", self.now)
+        self.breaker.force(state)
+        self._expect()
 
     @precondition(lambda self: self.given)
     @rule(outcome=outcomes, back=st.integers(0, 6))
@@ -216,11 +250,11 @@ class BreakerMachine(RuleBasedStateMachine):
         """Calls that begin and end at once, as far as they are admitted."""
         for outcome in ends:
             before = len(self.given)
-            self.begin()
+            self.begin(early=False)
             if len(self.given) > before:
                 self._end(self.given[-1], outcome)
 
-    @precondition(lambda self: self.model.state != "closed")
+    @precondition(lambda self: self.model.state != "closed" and not self.model.forced)
     @rule()
     def recover(self) -> None:
         """The service is back, and probes find out."""
@@ -233,6 +267,12 @@ class BreakerMachine(RuleBasedStateMachine):
             self.model.settle(self.now, outcome)
         given.settled = True
         self._report(outcome)(given.permit)
+        self._expect()
+
+    def _expect(self) -> None:
+        """Whoever watches is told of every change of what is shown, and of nothing else."""
+        if self.model.shown != (self.expected or ["closed"])[-1]:
+            self.expected.append(self.model.shown)
 
     def _report(self, outcome: str) -> Callable[[Permit], None]:
         return {
@@ -251,7 +291,8 @@ class BreakerMachine(RuleBasedStateMachine):
         in_window = failures_within(self.model.history, self.now, self.policy)
         closed = self.model.state == "closed"
         snapshot = self.breaker.snapshot()
-        assert snapshot.state == self.breaker.state == self.model.state
+        assert snapshot.state == self.breaker.state == self.model.shown
+        assert snapshot.forced == self.model.forced
         assert snapshot.retry_after == max(0.0, self.model.ready_at() - self.now)
         assert snapshot.retry_after == self.breaker.retry_after
         assert snapshot.opened_count == states.count("open")
@@ -259,7 +300,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert snapshot.failures_in_window == (
             min(in_window, self.policy.failure_threshold) if closed else 0
         )
-        assert self.announced == states[1:]
+        assert self.announced == self.expected
 
 
 TestBreakerAgainstModel = BreakerMachine.TestCase
