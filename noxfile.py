@@ -35,6 +35,12 @@ LONG = tuple(
     f"--ignore-glob={pattern}"
     for pattern in ("tests/testing/test_conformance.py", "plugins/*/tests/test_conformance.py")
 )
+PACKAGED = (
+    "tests/cli",
+    "tests/testing/test_conformance_docs.py",
+    *(f"tests/test_{name}.py" for name in ("client", "docs", "five_services", "plugins")),
+    "tests/test_public_api.py",
+)
 COVERAGE = "95"  # per cent of lines and branches, for the core and for each plugin
 
 
@@ -196,9 +202,10 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def wheels(session: nox.Session) -> None:
-    """The core's tests with what gets published: wheels, installed, far from the tree.
+    """Tests of what gets published: wheels, installed, far from the tree.
 
-    Each plugin's are run with its wheel by `plugins`.
+    Of the core's tests those that need what only packaging can lose: commands and their templates,
+    plugins, the public names, what documents show.  `plugins` runs each plugin's with its wheel.
     """
     built = build(session, "--all-packages")
     for wheel in built:
@@ -206,7 +213,7 @@ def wheels(session: nox.Session) -> None:
     session.install(*(f"{wheel}[cli]" if "kms_core-" in wheel else wheel for wheel in built))
     session.install(*needed_by_tests())
     with tree_without_packages() as folder, session.chdir(folder):
-        session.run("pytest", "-n", WORKERS, *(session.posargs or [*LONG, "tests"]))
+        session.run("pytest", "-n", WORKERS, *(session.posargs or PACKAGED))
 
 
 def build(session: nox.Session, *packages: str) -> list[str]:
