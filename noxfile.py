@@ -33,7 +33,12 @@ WORKERS = "2"  # servers and forks of their own make more test processes slower,
 #: What the long suites show depends on neither Python's nor an SDK's version: the newest only.
 LONG = tuple(
     f"--ignore-glob={pattern}"
-    for pattern in ("tests/testing/test_conformance.py", "plugins/*/tests/test_conformance.py")
+    for pattern in (
+        "plugins/*/tests/test_conformance.py",
+        "tests/testing/test_conformance.py",
+        "tests/testing/test_*_server.py",
+        "tests/test_demo.py",
+    )
 )
 PACKAGED = (
     "tests/cli",
