@@ -114,8 +114,7 @@ class OfflineWrapper:
         """Use this key from now on; raises ``InvalidRequest`` if it is not one to wrap to."""
         key = load_der_public_key(public_key.der)
         fits = public_key.wrap_alg is not None and RSA_OAEP in public_key.algorithms
-        large = isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS
-        if not fits or not isinstance(key, rsa.RSAPublicKey) or not large:
+        if not (fits and isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS):
             self._asked_in_vain = self._clock()
             raise InvalidRequest(
                 f"key {public_key.key_uri} does not take {RSA_OAEP} with {MIN_RSA_BITS} bits or "

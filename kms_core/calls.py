@@ -221,9 +221,9 @@ class UnwrapLimits:
         )
         whose = (relay.name, partition)
         bad = self._bad.bucket(whose)
-        for limiter in (self._all, self._bad):
-            bucket = None if limiter is None else limiter.bucket(whose)
-            if bucket is not None and not bucket.take():
+        buckets = (bad,) if self._all is None else (self._all.bucket(whose), bad)
+        for bucket in buckets:
+            if not bucket.take():
                 refusal = Throttled(
                     "too many unwraps for this partition of the context, or too many bad ones; "
                     "see [calls] bad_unwraps and unwraps",
