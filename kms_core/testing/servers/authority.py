@@ -5,15 +5,15 @@ from __future__ import annotations
 import ssl
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import trustme
 
+from kms_core.testing.servers.closing import Closed
 from kms_core.testing.servers.gate import LOOPBACK
 
 
-class Authority:
+class Authority(Closed):
     """Issues certificates to servers; clients that are to trust them are given ``ca_file``.
 
     Its private key never leaves the process, and ``ca_file`` is gone after ``close``.
@@ -24,17 +24,6 @@ class Authority:
         self._folder = tempfile.TemporaryDirectory(prefix="kms-authority-")
         self.ca_file: Final = Path(self._folder.name, "ca.pem")
         self._authority.cert_pem.write_to_path(str(self.ca_file))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def issue(self, *names: str) -> trustme.LeafCert:
         """A certificate with its private key for loopback, and for ``names`` too."""

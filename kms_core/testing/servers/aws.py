@@ -15,8 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import parse_qsl
 
 from attrs import evolve, frozen
@@ -66,6 +65,7 @@ from kms_core.testing.servers.aws_wire import (
     invalid,
     misnamed,
 )
+from kms_core.testing.servers.closing import Closed
 from kms_core.testing.servers.gate import Gate
 from kms_core.testing.servers.http import HttpService, Request, Response
 from kms_core.testing.servers.panel import Failure, Order, Panel
@@ -140,7 +140,7 @@ def _form(body: bytes) -> dict[str, str]:
 _Operation: TypeAlias = Callable[[str, Parameters], Json]
 
 
-class StrictAwsServer:
+class StrictAwsServer(Closed):
     """AWS KMS and STS on a free loopback port: running when made, and until ``close``.
 
     ``requests`` are all that arrived, as operation, region and parameters.  The panel's operations
@@ -187,17 +187,6 @@ class StrictAwsServer:
             "ListKeyRotations": self._list_key_rotations,
             "GetKeyRotationStatus": self._get_key_rotation_status,
         }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def endpoint_url(self) -> str:

@@ -17,8 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from attrs import define, evolve, field, frozen
@@ -33,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kms_core.testing.servers.authority import Authority
+from kms_core.testing.servers.closing import Closed
 from kms_core.testing.servers.gate import Gate
 from kms_core.testing.servers.http import HttpService, Request, Response
 from kms_core.testing.servers.panel import Failure, Order, Panel
@@ -631,7 +631,7 @@ class _Call:
         return _Parameters.of(self.body)
 
 
-class AzureServer:
+class AzureServer(Closed):
     """Azure Key Vault, or a Managed HSM, on a free loopback port: running when made, until closed.
 
     Its certificate is signed by ``ca_file``; clients show ``token``, and whoever does not is sent
@@ -663,17 +663,6 @@ class AzureServer:
             "rng": self._rng,
             **dict.fromkeys(_KEY_OPS, self._perform),
         }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def vault_url(self) -> str:

@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Final, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
 import google_crc32c
 import grpc
@@ -34,6 +33,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, PreconditionFailure, RetryIn
 from google.rpc.status_pb2 import Status
 
 from kms_core.testing.servers.authority import Authority
+from kms_core.testing.servers.closing import Closed
 from kms_core.testing.servers.gate import LOOPBACK, PATIENCE, Gate
 from kms_core.testing.servers.panel import Failure, Order, Panel
 
@@ -1031,7 +1031,7 @@ def _show_as_disabled(request: Message, answer: Message) -> None:
 # --- the line ------------------------------------------------------------------------------------
 
 
-class GcpServer:
+class GcpServer(Closed):
     """Google Cloud KMS on a free loopback port: running when made, until closed.
 
     It takes any credentials and none.  With ``tls`` its certificate is signed by ``ca_file``.  The
@@ -1054,17 +1054,6 @@ class GcpServer:
         self.panel: Final = Panel(frozenset(Failure), self.gate)
         self._line = threading.Lock()  # held while the gate is moved from here
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def endpoint(self) -> str:

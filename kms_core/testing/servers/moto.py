@@ -7,12 +7,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve
 
 from kms_core.testing.servers.aws_wire import FAILURES, Failures, JsonWire, misnamed
+from kms_core.testing.servers.closing import Closed
 from kms_core.testing.servers.gate import LOOPBACK, PATIENCE, Address, Gate
 from kms_core.testing.servers.http import Response
 from kms_core.testing.servers.panel import Failure, Order, Panel
@@ -133,7 +133,7 @@ class _Moto:
             thread.join(PATIENCE)
 
 
-class AwsServer:
+class AwsServer(Closed):
     """AWS KMS on a free loopback port: running when made, and until ``close``.
 
     All servers of a process share one account and its keys, so that two of them can stand for two
@@ -146,17 +146,6 @@ class AwsServer:
         self.gate: Final = Gate(self._moto.address)
         self.panel: Final = Panel(FAILURES, self.gate)
         self._moto.start(self.panel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def endpoint_url(self) -> str:

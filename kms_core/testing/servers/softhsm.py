@@ -1,5 +1,7 @@
 """SoftHSM 2, a PKCS#11 token in software, with a token directory of its own.
 
+from kms_core.testing.servers.closing import Closed
+
 The module reads its configuration from the environment when it is initialised, so a process has one
 ``SoftHsm`` at a time.  Keys are made in another process: the caller's is left as it was.
 """
@@ -20,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
+
+from kms_core.testing.servers.closing import Closed
 
 MODULE_VARIABLE: Final = "SOFTHSM2_MODULE"
 _CONFIGURATION_VARIABLE: Final = "SOFTHSM2_CONF"
@@ -51,7 +55,7 @@ HOW_TO_INSTALL_REMOTE: Final = (
 KeyKind = Literal["AES", "RSA", "EC", "Ed25519", "HMAC"]
 
 
-class SoftHsm:
+class SoftHsm(Closed):
     """One token with a random label and PIN, until ``close``."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -78,17 +82,6 @@ class SoftHsm:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @staticmethod
     def find() -> Path | None:
