@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kms_core.aead import bind_context as bind_context
+    from kms_core.aead import erase as erase
     from kms_core.aead import unbind_context as unbind_context
     from kms_core.aead import wipe as wipe
     from kms_core.asymmetric import verify_signature as verify_signature
     from kms_core.async_client import AsyncKms as AsyncKms
     from kms_core.breaker import BreakerPolicy as BreakerPolicy
+    from kms_core.cache import CacheCounts as CacheCounts
+    from kms_core.cache import CacheInfo as CacheInfo
+    from kms_core.cache import CachePolicy as CachePolicy
     from kms_core.calls import CallPolicy as CallPolicy
     from kms_core.capsules import CapsuleStore as CapsuleStore
     from kms_core.capsules import FileCapsules as FileCapsules
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
     from kms_core.repair import RepairQueue as RepairQueue
     from kms_core.repair import RepairReport as RepairReport
     from kms_core.repair import RepairSource as RepairSource
+    from kms_core.sessions import SealedMany as SealedMany
     from kms_core.settings import EnvelopePolicy as EnvelopePolicy
     from kms_core.settings import InstanceConfig as InstanceConfig
     from kms_core.settings import MonitorPolicy as MonitorPolicy
@@ -82,10 +87,11 @@ if TYPE_CHECKING:
     from kms_core.types import Signature as Signature
 
 _HOME = {
-    "aead": ("bind_context", "unbind_context", "wipe"),
+    "aead": ("bind_context", "erase", "unbind_context", "wipe"),
     "async_client": ("AsyncKms",),
     "asymmetric": ("verify_signature",),
     "breaker": ("BreakerPolicy",),
+    "cache": ("CacheCounts", "CacheInfo", "CachePolicy"),
     "client": ("Kms",),
     "calls": ("CallPolicy",),
     "capsules": ("CapsuleStore", "FileCapsules", "MemoryCapsules", "SqliteCapsules"),
@@ -126,6 +132,7 @@ _HOME = {
         "RepairReport",
         "RepairSource",
     ),
+    "sessions": ("SealedMany",),
     "settings": ("EnvelopePolicy", "InstanceConfig", "MonitorPolicy", "Settings"),
     "types": (
         "MAC_ALGORITHMS",

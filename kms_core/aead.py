@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Final
+import os
+import sys
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -17,7 +20,9 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from kms_core.context import Context
-from kms_core.errors import IntegrityError, InvalidCiphertext
+from kms_core.errors import IntegrityError, InvalidCiphertext, InvalidRequest
+
+T = TypeVar("T")
 
 SUITE_AES_256_GCM: Final = 0x01
 DEK_BYTES: Final = 32
@@ -27,7 +32,9 @@ IV_BYTES: Final = 12  # the size SP 800-38D section 8.2 recommends
 TAG_BYTES: Final = 16
 
 _LABEL: Final = b"kms_core/v1/"
+_KEY_BYTES: Final = 32  # of every derived key
 _DIGEST_BYTES: Final = 32
+_CPYTHON: Final = sys.implementation.name == "cpython"
 
 
 def _midstate(key: bytes | bytearray | memoryview) -> HMAC:
@@ -41,16 +48,29 @@ def _expand(prk: HMAC, label: bytes, info: bytes) -> bytes:
     return block.finalize()
 
 
+def _derived(prk: HMAC, label: bytes, info: bytes, use: Callable[[memoryview], T]) -> T:
+    """What ``use`` makes of the key that the expansion begins with; the key itself is erased."""
+    block = _expand(prk, label, info)
+    try:
+        return use(memoryview(block)[:_KEY_BYTES])
+    finally:
+        erase(block)
+
+
 class Keys:
     """All that is derived from one DEK for one suite and scope.
 
-    Holds HMAC midstates, not the DEK: what stays in memory cannot be turned back into it.
+    Holds HMAC midstates, not the DEK: what stays in memory cannot be turned back into it.  The
+    caller wipes the DEK.
     """
 
     __slots__ = ("_capsule", "_message", "commitment", "scope", "suite")
 
     def __init__(
-        self, dek: bytes | bytearray, scope: Context, suite: int = SUITE_AES_256_GCM
+        self,
+        dek: bytes | bytearray | memoryview,
+        scope: Context,
+        suite: int = SUITE_AES_256_GCM,
     ) -> None:
         if len(dek) != DEK_BYTES:
             raise IntegrityError
@@ -59,8 +79,8 @@ class Keys:
         self.suite = suite
         self.scope = scope
         self.commitment = _expand(prk, b"commit", bind)[:COMMIT_BYTES]
-        self._capsule = _midstate(_expand(prk, b"capsule", bind)[:32])
-        self._message = _midstate(_expand(prk, b"message", bind)[:32])
+        self._capsule: HMAC | None = _derived(prk, b"capsule", bind, _midstate)
+        self._message = _derived(prk, b"message", bind, _midstate)
 
     @property
     def key_id(self) -> bytes:
@@ -72,10 +92,18 @@ class Keys:
         return hmac.compare_digest(self.commitment, commitment)
 
     def capsule_mac(self, data: bytes) -> bytes:
-        """The 32-byte MAC over a capsule's bytes."""
+        """The 32-byte MAC over a capsule's bytes; raises ``InvalidRequest`` once it is dropped."""
+        if self._capsule is None:
+            raise InvalidRequest(
+                "these keys are for messages only: unlock the capsule again to change it"
+            )
         mac = self._capsule.copy()
         mac.update(data)
         return mac.finalize()[:32]
+
+    def drop_capsule_key(self) -> None:
+        """Go on for messages only: what is kept from now on can make no capsule.  Idempotent."""
+        self._capsule = None
 
     def stream(self, header: bytes, context: Context) -> tuple[StreamKey, bytes]:
         """The AEAD for a stream's segments, and its 32-byte commitment to key, header and context.
@@ -83,29 +111,33 @@ class Keys:
         ``header`` is the fixed header with the context block, if it has one.
         """
         block = _expand(self._message, b"stream", header + context.encoded)
-        return StreamKey(block[:32]), block[32:]
+        try:
+            return StreamKey(memoryview(block)[:_KEY_BYTES]), block[_KEY_BYTES:]
+        finally:
+            erase(block)
 
     def one_shot(self, kind: int, salt: bytes) -> OneShot:
         """The AEAD for one-shot messages of this kind byte and salt."""
-        return OneShot(_expand(self._message, b"oneshot", bytes((kind,)) + salt)[:32])
+        return _derived(self._message, b"oneshot", bytes((kind,)) + salt, OneShot)
 
 
 class OneShot:
     """AES-256-GCM under one message subkey."""
 
-    __slots__ = ("_aead",)
+    __slots__ = ("aead",)
 
-    def __init__(self, key: bytes) -> None:
-        self._aead = AESGCM(key)
+    def __init__(self, key: bytes | memoryview) -> None:
+        #: The primitive itself, for whoever seals and opens many messages.
+        self.aead = AESGCM(key)
 
     def encrypt(self, iv: bytes, plaintext: bytes, aad: bytes) -> bytes:
         """Ciphertext and tag."""
-        return self._aead.encrypt(iv, plaintext, aad)
+        return self.aead.encrypt(iv, plaintext, aad)
 
     def decrypt(self, iv: bytes, ciphertext: bytes, aad: bytes) -> bytes:
         """The plaintext; raises ``IntegrityError`` unless everything authenticates."""
         try:
-            return self._aead.decrypt(iv, ciphertext, aad)
+            return self.aead.decrypt(iv, ciphertext, aad)
         except InvalidTag:
             raise IntegrityError from None
 
@@ -115,7 +147,7 @@ class StreamKey:
 
     __slots__ = ("_aead",)
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes | memoryview) -> None:
         self._aead = AESGCM(key)
 
     def encrypt_into(self, iv: bytes, chunk: memoryview, aad: bytes, into: memoryview) -> None:
@@ -148,10 +180,34 @@ def unbind_context(bound: bytes | bytearray, context: Context) -> bytearray:
     expected = hashlib.sha256(context.encoded).digest()
     if not hmac.compare_digest(bytes(bound[:_DIGEST_BYTES]), expected):
         raise InvalidCiphertext("authentication failed")
-    return bytearray(bound[_DIGEST_BYTES:])
+    return bytearray(memoryview(bound)[_DIGEST_BYTES:])  # a slice of bytes would be a copy more
+
+
+def random_key() -> bytearray:
+    """A fresh DEK, of which there is no other copy; the caller wipes it."""
+    drawn = os.urandom(DEK_BYTES)
+    key = bytearray(drawn)
+    erase(drawn)
+    return key
 
 
 def wipe(secret: object) -> None:
-    """Zero a bytearray in place; immutable ``bytes`` are beyond reach (docs/threat-model.md)."""
+    """Zero a bytearray in place; anything else is left alone, so whoever got it may pass it."""
     if isinstance(secret, bytearray):
         secret[:] = bytes(len(secret))
+
+
+def erase(secret: bytes | bytearray | memoryview) -> None:
+    """Zero a secret in place, immutable ``bytes`` too.
+
+    Only for an object that the caller alone holds, such as what an SDK has just returned: it
+    changes for everybody.  Never for literals or dictionary keys.  ``bytes`` of no or one byte,
+    which CPython shares, and those of other interpreters are left alone.
+    """
+    if not isinstance(secret, bytes):
+        memoryview(secret).cast("B")[:] = bytes(memoryview(secret).nbytes)
+    elif _CPYTHON and len(secret) > 1:
+        import ctypes  # not before it is needed: cryptography does without
+
+        # The bytes stand at the end of the object, before a terminating zero.
+        ctypes.memset(id(secret) + bytes.__basicsize__ - 1, 0, len(secret))

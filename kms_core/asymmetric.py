@@ -12,9 +12,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from kms_core.aead import bind_context, wipe
 from kms_core.context import Context
@@ -47,7 +45,7 @@ def verify_signature(public_key: PublicKey, data: bytes, signature: bytes, algor
     if algorithm not in public_key.algorithms:
         has = ", ".join(public_key.algorithms) or "no signature algorithm"
         raise InvalidRequest(f"key {public_key.key_uri} has {has}, not {algorithm}")
-    key: Any = load_der_public_key(public_key.der)
+    key = _load(public_key.der)
     try:
         _check(key, data, signature, algorithm)
     except InvalidSignature:
@@ -57,6 +55,8 @@ def verify_signature(public_key: PublicKey, data: bytes, signature: bytes, algor
 
 def _check(key: Any, data: bytes, signature: bytes, algorithm: str) -> None:
     """Raises ``InvalidSignature`` unless it verifies; a key of another kind never does."""
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
     family, _, hash_name = algorithm.rpartition("-")
     match family, key:
         case "ECDSA", ec.EllipticCurvePublicKey():
@@ -82,10 +82,17 @@ def _ml_dsa(size: str) -> type[Any]:
     return kind
 
 
+def _load(der: bytes) -> Any:
+    # Public keys are for few clients: the others do without what reads them.
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    return load_der_public_key(der)
+
+
 def can_load(der: bytes) -> bool:
     """Whether ``der`` is a public key, or of a kind that only this host does not know."""
     try:
-        load_der_public_key(der)
+        _load(der)
     except UnsupportedAlgorithm:
         return True
     except (TypeError, ValueError):
@@ -112,7 +119,9 @@ class OfflineWrapper:
 
     def learn(self, public_key: PublicKey) -> None:
         """Use this key from now on; raises ``InvalidRequest`` if it is not one to wrap to."""
-        key = load_der_public_key(public_key.der)
+        from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+        key = _load(public_key.der)
         fits = public_key.wrap_alg is not None and RSA_OAEP in public_key.algorithms
         if not (fits and isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS):
             self._asked_in_vain = self._clock()

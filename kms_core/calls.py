@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 from attrs import Attribute, define, field, frozen, validators
@@ -27,6 +28,7 @@ from kms_core.errors import (
     KeyNotFound,
     KMSError,
     PolicyDenied,
+    ProviderBug,
     Throttled,
     Unavailable,
     UnsupportedOperation,
@@ -40,6 +42,7 @@ Clock = Callable[[], float]
 
 MAX_EXTRA_CALLS: Final = 10.0  # retries or hedges in a burst, beyond their share of the calls
 LAST_RESORTS_PER_SECOND: Final = 1.0
+CANARIES_PER_SECOND: Final = 1.0  # per instance, beyond a burst
 BURST_SECONDS: Final = 5.0
 MAX_THROTTLE: Final = 60.0  # seconds; nobody is kept from asking for longer
 MAX_REFUSALS: Final = 1000  # remembered per instance
@@ -48,7 +51,8 @@ _THROTTLED: Final = ("", "")
 #: What is not asked again for a while; the nearest of these stands for the error itself.
 _REFUSALS: Final = (AccessDenied, KeyNotFound, KeyDisabled)
 POLL: Final = 0.05  # how soon a call that is still loading its SDK is looked at again
-#: Outcomes that say nothing about the service: it was not asked, or it asked for patience.
+#: Outcomes that say nothing about the service: it was not asked, it asked for patience, or it is
+#: not known who is at fault.
 _NO_EVIDENCE: Final = (
     Throttled,
     BreakerOpen,
@@ -56,6 +60,7 @@ _NO_EVIDENCE: Final = (
     InvalidRequest,
     UnsupportedOperation,
     ConfigError,
+    ProviderBug,
 )
 
 
@@ -146,6 +151,8 @@ class Standing:
 
     def __init__(self, policy: CallPolicy, clock: Clock) -> None:
         self.retries = Budget(policy.retry_budget, MAX_EXTRA_CALLS)
+        #: Trials that tell a service's fault from that of what it was given.
+        self.canaries = TokenBucket(CANARIES_PER_SECOND, CANARIES_PER_SECOND * BURST_SECONDS, clock)
         #: Smoothed seconds of a good unwrap; 0 before the first.
         self.latency = 0.0
         self._clock = clock
@@ -397,7 +404,7 @@ class Caller:
             result = work(call.relay)
         except KMSError as exc:
             self._learn(call, exc)
-            if exc.counts:
+            if self._is_evidence(call, exc):
                 breaker.fail(permit, timeout=isinstance(exc, DeadlineExceeded))
             elif isinstance(exc, _NO_EVIDENCE):
                 breaker.release(permit)
@@ -418,20 +425,59 @@ class Caller:
                 standing.took(seconds)
         return result
 
+    def _is_evidence(self, call: Call[Any], error: KMSError) -> bool:
+        """Whether ``error`` speaks against the service.
+
+        What a plugin could not classify while unwrapping may be due to the wrap, and anybody can
+        send one.  Then a canary of our own decides; where that is too much, nothing is concluded.
+        """
+        if call.operation != "decrypt" or not isinstance(error, ProviderBug):
+            return error.counts
+        return self.standing(call.relay).canaries.take() and not _sings(call.relay)
+
     def _retrying(
         self, call: Call[T], work: Callable[[Relay], T], deadline: Deadline, attempts: int
     ) -> T:
-        import tenacity
+        """One attempt, and further ones if it fails in a way that permits them."""
+        self.standing(call.relay).retries.earn()
 
-        budget = self.standing(call.relay).retries
-        budget.earn()
-        jitter = tenacity.wait_random_exponential(multiplier=0.1, max=2.0)
-
-        def again() -> T:
+        def attempt() -> T:
             try:
                 return self._once(call, work)
             finally:
                 call.permit = call.began = None  # settled; the next attempt asks for its own
+
+        try:
+            return attempt()
+        except KMSError as exc:
+            if not exc.retryable:
+                raise
+            first = exc
+        return self._retry(call, attempt, first, deadline, attempts)
+
+    def _retry(
+        self,
+        call: Call[T],
+        attempt: Callable[[], T],
+        first: KMSError,
+        deadline: Deadline,
+        attempts: int,
+    ) -> T:
+        """Further attempts after the ``first`` error, within time and budget; then the last error.
+
+        Apart from the first attempt, because loading and building what retries costs more than most
+        calls, and most calls succeed.
+        """
+        import tenacity
+
+        budget = self.standing(call.relay).retries
+        jitter = tenacity.wait_random_exponential(multiplier=0.1, max=2.0)
+        failed = [first]
+
+        def again() -> T:
+            if failed:
+                raise failed.pop()  # the attempt that was made already counts
+            return attempt()
 
         def pause(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
@@ -450,6 +496,24 @@ class Caller:
             retry=tenacity.retry_if_exception(lambda exc: getattr(exc, "retryable", False)),
             reraise=True,
         )(again)
+
+
+def _sings(relay: Relay) -> bool:
+    """Whether the instance does with our own canary what it failed to do with a caller's wrap."""
+    try:
+        return relay.canary().ok
+    except KMSError as exc:
+        return not exc.counts
+
+
+def wait_for_one(futures: Collection[Future[Any]], seconds: float) -> None:
+    """Until one of them is done, or so many ``seconds`` have passed."""
+    if len(futures) > 1:
+        wait(futures, seconds, FIRST_COMPLETED)
+        return
+    for future in futures:
+        with suppress(CancelledError, TimeoutError):
+            future.exception(seconds)
 
 
 def result_of(future: Future[T]) -> T:

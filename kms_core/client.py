@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal, Self, TypeVar, overload
 
 import attrs
+from cryptography.exceptions import InvalidTag
 
 from kms_core import config, envelope, header, health, inspection, parallel
 from kms_core import rewrap as rewrapping
-from kms_core.aead import DEK_BYTES, Keys, wipe
+from kms_core.aead import DEK_BYTES, Keys, random_key, wipe
 from kms_core.assembly import Assembly
 from kms_core.breaker import BreakerSnapshot
+from kms_core.cache import CacheInfo, Flights, OpenedKeys, Sweeper, since_boot
 from kms_core.capsules import CapsuleStore, FileCapsules, SqliteCapsules
 from kms_core.context import RESERVED_PREFIX, Context
 from kms_core.errors import (
@@ -33,9 +36,12 @@ from kms_core.errors import (
     PolicyDenied,
 )
 from kms_core.files import NewFile
+from kms_core.header import IV_BYTES, SUBKEY_PREFIX_BYTES
 from kms_core.monitor import Monitor
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Relay
+from kms_core.sealing import NewKey, SealingKey, SealingKeys
+from kms_core.sessions import SMALL, SealedMany, Session, open_all, seal_all, view_of_large
 from kms_core.settings import Settings
 from kms_core.stream import StreamWriter, write_all
 from kms_core.types import (
@@ -54,6 +60,7 @@ from kms_core.types import (
 )
 from kms_core.unwrapping import Unwrapper
 from kms_core.uri import provider_type
+from kms_core.workers import Workers
 
 T = TypeVar("T")
 Data = bytes | bytearray | memoryview
@@ -61,7 +68,14 @@ ContextLike = Mapping[str, str] | None
 
 MAX_DIRECT_BYTES: Final = 4096  # what every service encrypts itself; more is for envelopes
 MAX_GENERATIONS: Final = 10_000  # stored capsules whose generation is remembered
+REFRESH_THREADS: Final = 4  # data keys that are replaced in the background at once
 SQLITE_SUFFIXES: Final = frozenset({".db", ".sqlite", ".sqlite3"})
+#: What the hot paths run into where there is more to do: no key at hand, one that was dropped or is
+#: used up, or input of an unusual kind.  The whole method then judges, from the start.
+_NOT_AT_HAND: Final = (
+    *(AttributeError, BufferError, IndexError, KeyError, StopIteration, TypeError, ValueError),
+    InvalidTag,
+)
 
 
 class Kms:
@@ -78,7 +92,7 @@ class Kms:
         capsules: CapsuleStore | None = None,
         observe: Callable[[Event], None] | None = None,
         plugins: Iterable[Found] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Load what the settings name; raises ``ConfigError`` or ``PluginError``, asks no service.
@@ -89,13 +103,15 @@ class Kms:
         """
         self._settings = settings
         self._plugins = Plugins(plugins)
-        self._clock = clock
+        self._clock = clock or time.monotonic
+        self._age = clock or since_boot  # of keys, which grow old while the machine sleeps
         self._closed = False
         watchers = () if observe is None else (observe,)
         self._assemble = partial(
-            Assembly, settings, self._plugins, watchers, clock=clock, sleep=sleep
+            Assembly, settings, self._plugins, watchers, clock=self._clock, sleep=sleep
         )
         self._parents: list[Assembly] = []
+        self._no_context = Context()
         self._start()
         policy = settings.envelope
         self._capsules = _configured_store(policy.capsules) if capsules is None else capsules
@@ -128,6 +144,38 @@ class Kms:
             patience=self._settings.calls.attempt_timeout,
         )
         self._monitor.start()
+        self._start_cache()
+
+    def _start_cache(self) -> None:
+        """Keep data keys from now on, starting with none."""
+        policy = self._settings.cache
+        self._background = Workers("cache", REFRESH_THREADS)
+        self._sealing = SealingKeys(
+            policy,
+            self._new_key,
+            clock=self._age,
+            submit=self._background.submit,
+            are_back=self._are_back,
+            tell=lambda operation, outcome: self._emit(Event(operation, outcome)),
+        )
+        self._sessions = self._sealing.sessions
+        self._opened = OpenedKeys(policy, self._age)
+        self._openers = self._opened.openers
+        self._placing: Flights[bytes, None] = Flights()
+        self._sweeper = Sweeper(self._drop_expired, self._age)
+
+    def _disown_keys(self) -> None:
+        """Drop them in a child, where locks may be held and a key for sealing is the parent's."""
+        for session in self._sessions.values():
+            session.retire()
+        for opener in self._openers.values():
+            opener.retire()
+
+    def _drop_expired(self) -> float:
+        return min(self._sealing.drop_expired(), self._opened.drop_expired())
+
+    def _are_back(self, names: Iterable[str]) -> bool:
+        return all(self._router.relays[name].breaker.state != "open" for name in names)
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> Self:
@@ -156,6 +204,10 @@ class Kms:
         if not self._closed:
             self._closed = True
             self._monitor.stop()
+            self._sweeper.stop()
+            self._background.close()
+            self._sealing.forget()
+            self._opened.forget()
             self._assembly.close()
             if self._capsules is not None:
                 self._capsules.close()
@@ -191,31 +243,132 @@ class Kms:
 
     def seal(
         self,
-        data: Data,
+        data: Any,
         context: ContextLike = None,
-        *,
-        stored_context: ContextLike = None,
-        inline: bool = True,
-        armor: bool = False,
+        stored_context: ContextLike = None,  # keyword-only above: here that would cost every call
+        inline: bool = True,  # noqa: FBT001, FBT002
+        armor: bool = False,  # noqa: FBT001, FBT002
     ) -> bytes | str:
-        """Encrypt up to 64 MiB under a fresh data key that every recipient holds.
+        """Encrypt up to 64 MiB under a data key that every recipient holds.
 
         ``context`` is authenticated and must be given again to open; ``stored_context`` is
-        authenticated and travels in clear inside.  Recipients that cannot be reached are left out
-        once ``min_recipients`` hold the key, and recorded as missing.  ``inline=False`` puts the
-        capsule into the capsule store and returns a compact message that only names its key.
-        ``armor`` returns base64url text.  Raises ``AllInstancesFailed`` if too few recipients can
-        be reached.
+        authenticated and travels in clear inside.  A data key is used as long as ``[cache]`` says,
+        so most calls ask no service.  Recipients that cannot be reached are left out once
+        ``min_recipients`` hold the key, and recorded as missing.  ``inline=False`` puts the capsule
+        into the capsule store and returns a compact message that only names its key.  ``armor``
+        returns base64url text.  Raises ``AllInstancesFailed`` if too few recipients can be reached.
         """
+        try:
+            bound = context if type(context) is Context else self._bound(context)
+            session: Session = bound.session
+            if (
+                session.owner is self._sealing
+                and self._age() < session.expires
+                and stored_context is None
+                and not armor
+            ):
+                front: bytes = session.inline if inline else session.compact
+                if len(data) > SMALL:
+                    return session.seal_large(front, data, bound.encoded)
+                iv = session.iv()
+                return front + iv + session.encrypt(iv, data, bound._encoded)  # noqa: SLF001
+        except _NOT_AT_HAND:
+            pass
+        sealed = self._seal(data, context, stored_context, inline=inline)
+        return inspection.armor(sealed) if armor else sealed
+
+    def _seal(
+        self, data: Data, context: ContextLike, stored_context: ContextLike, *, inline: bool
+    ) -> bytes:
         with self._told("seal") as outcome:
             plaintext = _data(data)
             envelope.check_size(plaintext)
             supplied, stored = _context(context), _optional_context(stored_context)
-            new = self._new_key(supplied, stored)
-            outcome.missing = new.missing
-            message = envelope.seal_message(new.keys, plaintext, supplied, stored)
-            sealed = self._place_capsule(new, inline=inline) + message
-        return inspection.armor(sealed) if armor else sealed
+            key = self._sealing_key(supplied, stored, size=len(plaintext))
+            outcome.missing = key.missing
+            message = envelope.seal_message(key.keys, plaintext, supplied, stored)
+            sealed = self._capsule_in_front(key, inline=inline) + message
+            supplied.session = self._sealing.keep_session(key)
+        return sealed
+
+    def _bound(self, pairs: ContextLike) -> Context:
+        """A context that knows what to seal with, if that is known."""
+        context = self._no_context if pairs is None else _context(pairs)
+        values = context._pairs  # noqa: SLF001
+        names = self._settings.envelope.key_context
+        partition = tuple([values[name] for name in names]) if names else ()
+        context.session = self._sessions.get(partition)
+        return context
+
+    def seal_many(
+        self,
+        values: Iterable[Data],
+        context: ContextLike | list[ContextLike] = None,
+        *,
+        inline: bool = True,
+    ) -> SealedMany:
+        """Encrypt many values, say of a column, under one data key.
+
+        ``context``: one for all values, or a list with one for each; entries that
+        ``[envelope] key_context`` names must be the same in all.  Returns the messages, each
+        compact, beside the one capsule that opens them; with ``inline=False`` that is in the
+        capsule store.  Raises ``InvalidRequest`` naming the first value that is not bytes.
+        """
+        with self._told("seal") as outcome:
+            batch = _batch(values)
+            contexts = _each_context(context, len(batch))
+            supplied = contexts[0] if contexts else _common_context(context)
+            key = self._sealing_key(supplied, None, len(batch), sum(map(len, batch)))
+            if not all(each.includes(key.keys.scope) for each in contexts):
+                raise InvalidRequest(
+                    "the contexts differ in an entry that envelope.key_context names: "
+                    "seal each group of values by itself"
+                )
+            outcome.missing = key.missing
+            capsule = self._capsule_in_front(key, inline=inline)
+            aads = (each.encoded for each in contexts) if contexts else repeat(supplied.encoded)
+            messages: list[bytes] = []
+            try:
+                messages.extend(seal_all(key.keys, batch, aads))
+            except TypeError:
+                _data(batch[len(messages)])
+                raise
+            return SealedMany(capsule, messages)
+
+    def open_many(
+        self,
+        sealed: SealedMany | Iterable[Data | str],
+        context: ContextLike | list[ContextLike] = None,
+    ) -> list[bytes]:
+        """Decrypt what ``seal_many`` made, or any envelopes, with the same context or contexts.
+
+        All or nothing: raises what ``open`` raises for one of them, its number in a note.
+        """
+        opened: list[bytes] = []
+        try:
+            if isinstance(sealed, SealedMany) and sealed.capsule:
+                opened.extend(self._opening_many(sealed, context))
+            else:
+                each = sealed.messages if isinstance(sealed, SealedMany) else list(sealed)
+                contexts = _each_context(context, len(each)) or repeat(_common_context(context))
+                opened.extend(map(self.open, each, contexts))
+        except KMSError as exc:
+            exc.add_note(f"at value {len(opened)} of those given to open_many()")
+            raise
+        return opened
+
+    def _opening_many(
+        self, sealed: SealedMany, context: ContextLike | list[ContextLike]
+    ) -> Iterator[bytes]:
+        messages = [_data(message) for message in sealed.messages]
+        contexts = _each_context(context, len(messages))
+        supplied = contexts or [_common_context(context)]
+        with self._told("open"):
+            keys = envelope.keys_for_many(sealed.capsule, supplied, self._unwrap, self._opened)
+            for message in messages:
+                header.parse_message_header(message)
+            aads = (each.encoded for each in contexts) if contexts else repeat(supplied[0].encoded)
+            yield from open_all(keys, messages, aads)
 
     def sealing(
         self,
@@ -235,10 +388,10 @@ class Kms:
             supplied, stored = _context(context), _optional_context(stored_context)
             log2 = _log2(segment_bytes)
             envelope.check_segment(log2)
-            new = self._new_key(supplied, stored)
-            outcome.missing = new.missing
-            write_all(destination, memoryview(self._place_capsule(new, inline=inline)))
-            return envelope.start_stream(destination, new.keys, supplied, stored, segment_log2=log2)
+            key = self._sealing_key(supplied, stored)
+            outcome.missing = key.missing
+            write_all(destination, memoryview(self._capsule_in_front(key, inline=inline)))
+            return envelope.start_stream(destination, key.keys, supplied, stored, segment_log2=log2)
 
     def opening(self, source: IO[bytes], context: ContextLike = None) -> io.BufferedIOBase:
         """A reader of the plaintext, in bounded memory; seekable where ``source`` is.
@@ -270,14 +423,14 @@ class Kms:
             NewFile(destination) as sealed,
         ):
             supplied, stored = _context(context), _optional_context(stored_context)
-            new = self._new_key(supplied, stored)
-            outcome.missing = new.missing
-            capsule = self._place_capsule(new, inline=inline)
-            head, key, stream = envelope.stream_head(
-                new.keys, supplied, stored, header.DEFAULT_SEGMENT_LOG2
+            key = self._sealing_key(supplied, stored)
+            outcome.missing = key.missing
+            capsule = self._capsule_in_front(key, inline=inline)
+            head, stream_key, stream = envelope.stream_head(
+                key.keys, supplied, stored, header.DEFAULT_SEGMENT_LOG2
             )
             write_all(sealed.stream, memoryview(capsule + head))
-            parallel.seal(plain, sealed.stream, key, stream.segment_bytes, progress)
+            parallel.seal(plain, sealed.stream, stream_key, stream.segment_bytes, progress)
 
     def open_file(
         self,
@@ -296,15 +449,49 @@ class Kms:
         ):
             parallel.open_(reader, plain.stream, progress)
 
-    def open(self, sealed: Data | str, context: ContextLike = None) -> bytes:
+    @overload
+    def open(self, sealed: Data, context: ContextLike = ...) -> bytes: ...
+
+    @overload
+    def open(self, sealed: str, context: ContextLike = ...) -> bytes: ...
+
+    def open(self, sealed: Any, context: ContextLike = None) -> bytes:
         """Decrypt what ``seal`` made, with the same context.
 
         Raises ``FormatError`` for bytes that are no envelope, ``IntegrityError`` for anything
         altered, foreign or with another context, and ``AllInstancesFailed`` if no recipient could
         be asked.
         """
+        try:
+            bound = context if type(context) is Context else self._bound(context)
+            if sealed[1] == header.KIND_CAPSULE:
+                end = int.from_bytes(sealed[4:8], "big") + SUBKEY_PREFIX_BYTES
+                opener = self._openers[sealed[end - SUBKEY_PREFIX_BYTES : end]]
+                known = sealed.startswith(opener.front)
+            else:
+                end = SUBKEY_PREFIX_BYTES
+                opener = self._openers[sealed[:end]]
+                known = True
+            scope, now = opener.scope, self._age()
+            if (
+                known
+                and now < opener.expires
+                and (scope is None or scope is bound.proved or bound.proves(scope))
+            ):
+                opener.used = now
+                opener.hits += 1
+                body = end + IV_BYTES
+                whole = sealed if len(sealed) <= SMALL else view_of_large(sealed)
+                return opener.decrypt(sealed[end:body], whole[body:], bound._encoded)  # noqa: SLF001
+        except _NOT_AT_HAND:
+            pass
+        return self._open(sealed, context)
+
+    def _open(self, sealed: Data | str, context: ContextLike) -> bytes:
         with self._told("open"), self._stored_capsules() as find:
-            return envelope.open_envelope(_envelope(sealed), _context(context), self._unwrap, find)
+            return envelope.open_envelope(
+                _envelope(sealed), _context(context), self._unwrap, find, self._opened
+            )
 
     @staticmethod
     def inspect(sealed: Data | str) -> inspection.EnvelopeInfo:
@@ -580,15 +767,46 @@ class Kms:
         """Each instance's circuit breaker as it stands now."""
         return {name: relay.breaker.snapshot() for name, relay in self._router.relays.items()}
 
-    def _new_key(self, supplied: Context, stored: Context | None) -> _NewKey:
+    def forget(self, context: ContextLike = None, *, key_id: str | bytes | None = None) -> int:
+        """Drop data keys from the cache at once; how many there were.
+
+        All of them, or those that a context's key entries are for (``[envelope] key_context``), or
+        the one with ``key_id`` (as ``inspect`` shows it).  Says nothing about the data: what they
+        sealed opens as before, after asking a service.
+        """
+        self._check_open()
+        only = None if context is None else _context(context)
+        named = bytes.fromhex(key_id) if isinstance(key_id, str) else key_id
+        return self._sealing.forget(only, named) + self._opened.forget(only, named)
+
+    def cache_info(self) -> CacheInfo:
+        """What the data-key cache holds and did since the client was made."""
+        refreshed, failed = self._sealing.refreshes
+        return CacheInfo(
+            sealing=self._sealing.counts,
+            opening=self._opened.counts,
+            refreshed=refreshed,
+            refresh_failed=failed,
+            stale_served=self._sealing.sealed_stale,
+        )
+
+    def _sealing_key(
+        self, supplied: Context, stored: Context | None, messages: int = 1, size: int = 0
+    ) -> SealingKey:
+        """A data key that may seal so much; asks services if there is none."""
+        key = self._sealing.key(self._scope(supplied, stored), messages, size)
+        self._sweeper.begin()
+        return key
+
+    def _new_key(self, scope: Context) -> NewKey:
         """A fresh DEK in the hands of the recipients; raises if too few of them can be reached."""
         recipients, threshold = self._encrypting(), self._settings.threshold
         indexes = range(1, len(recipients) + 1) if threshold > 1 else [0] * len(recipients)
         index_of = dict(zip(recipients, indexes, strict=True))
-        dek = envelope.new_dek()
+        dek = random_key()
         shares = envelope.Shares.of(dek, threshold, list(indexes))
         try:
-            keys = Keys(dek, self._scope(supplied, stored))
+            keys = Keys(dek, scope)
             parts = {name: shares.bound(keys, index) for name, index in index_of.items()}
             result = self._router.wrap(parts, self._quorum)
             self._check_post_quantum(result.wraps)
@@ -600,7 +818,7 @@ class Kms:
         self._gaps.note(missing, recipients)
         self._check_gaps()
         uris = [self._router.relays[name].key_uri for name in missing]
-        return _NewKey(keys, envelope.new_capsule(keys, wraps, uris, threshold=threshold), missing)
+        return NewKey(keys, envelope.new_capsule(keys, wraps, uris, threshold=threshold), missing)
 
     def _check_gaps(self) -> None:
         overdue = self._overdue()
@@ -618,12 +836,17 @@ class Kms:
                 "computer undoes, and the weakest recipient decides; nothing was written"
             )
 
-    def _place_capsule(self, new: _NewKey, *, inline: bool) -> bytes:
+    def _capsule_in_front(self, key: SealingKey, *, inline: bool) -> bytes:
         """The capsule in front of its body, or nothing once it is in the store."""
         if inline:
-            return new.capsule
-        self._store().put(new.keys.key_id, new.capsule, replaces=None)
+            return key.capsule
+        self._placing.run(key.keys.key_id, lambda: self._place_capsule(key))
         return b""
+
+    def _place_capsule(self, key: SealingKey) -> None:
+        if not key.stored:
+            self._store().put(key.keys.key_id, key.capsule, replaces=None)
+            key.note_stored()
 
     def _store(self) -> CapsuleStore:
         if self._capsules is None:
@@ -634,7 +857,7 @@ class Kms:
 
     def _reader(self, source: IO[bytes], context: ContextLike) -> io.BufferedIOBase:
         with self._stored_capsules() as find:
-            return envelope.open_stream(source, _context(context), self._unwrap, find)
+            return envelope.open_stream(source, _context(context), self._unwrap, find, self._opened)
 
     @contextmanager
     def _stored_capsules(self) -> Iterator[envelope.FindCapsule]:
@@ -713,6 +936,7 @@ def _start_in_child(reference: weakref.ref[Kms]) -> None:
     kms = reference()
     if kms is not None and not kms._closed:  # noqa: SLF001
         kms._parents.append(kms._assembly)  # noqa: SLF001
+        kms._disown_keys()  # noqa: SLF001
         kms._start()  # noqa: SLF001
 
 
@@ -720,14 +944,6 @@ def _start_in_child(reference: weakref.ref[Kms]) -> None:
 class _Outcome:
     missing: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
-
-
-@attrs.frozen
-class _NewKey:
-    keys: Keys
-    capsule: bytes
-    #: The instances that should hold the key and do not.
-    missing: tuple[str, ...]
 
 
 def _configured_store(path: Path | None) -> CapsuleStore | None:
@@ -748,6 +964,33 @@ def _data(data: Data) -> bytes:
             f"expected bytes, got {type(data).__name__}; encode text first, say with .encode()"
         )
     return bytes(data)
+
+
+def _batch(values: Iterable[Data]) -> list[Data]:
+    """The values that ``seal_many`` was given, if none is larger than a message."""
+    batch = list(values)
+    try:
+        if max(map(len, batch), default=0) > SMALL:
+            batch = [_data(value) for value in batch]
+            envelope.check_size(max(batch, key=len))
+    except TypeError:
+        for value in batch:
+            _data(value)
+        raise
+    return batch
+
+
+def _each_context(context: ContextLike | list[ContextLike], count: int) -> list[Context]:
+    """One context for each value, or none where one is for all."""
+    if not isinstance(context, list):
+        return []
+    if len(context) != count:
+        raise InvalidRequest(f"{len(context)} contexts for {count} values: give one for each")
+    return [_context(each) for each in context]
+
+
+def _common_context(context: ContextLike | list[ContextLike]) -> Context:
+    return Context() if isinstance(context, list) else _context(context)  # a list for no values
 
 
 def _signed(data: Data) -> bytes:

@@ -6,10 +6,8 @@ are read from a variable or a file.  This is the only module that reads the envi
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -47,6 +45,8 @@ class Raw:
 
 def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Raw:
     """Read one TOML file; raises ``ConfigError``."""
+    import tomllib  # a client built from objects does without
+
     file = Path(path)
     try:
         with file.open("rb") as stream:
@@ -115,9 +115,16 @@ def check_names(table: Mapping[str, Any], known: Iterable[str], where: str) -> N
     known = tuple(known)
     for name in table:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(known)}"
             raise ConfigError(f"{where}: unknown key {name!r}; {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What somebody who wrote ``name`` may have meant, or ``""``."""
+    import difflib  # only mistakes need it
+
+    return next(iter(difflib.get_close_matches(name, known, n=1)), "")
 
 
 def table(value: Any, where: str) -> Mapping[str, Any]:

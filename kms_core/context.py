@@ -7,13 +7,17 @@ whatever their order; those bytes are the associated data of every wrap and of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from kms_core.errors import FormatError, InvalidRequest
 
 MAX_CONTEXT_PAIRS: Final = 64  # bounds what an unauthenticated header can make a reader parse
 MAX_CONTEXT_BYTES: Final = 8192  # what AWS takes as EncryptionContext, and most HSMs as AAD
 RESERVED_PREFIX: Final = "kms_core:"  # the core's own entries in a wrap context
+
+_RESERVED: Final = RESERVED_PREFIX.encode()
+#: Lengths as they are encoded, for all that are usual: a look-up is half the cost of to_bytes.
+_LENGTHS: Final = tuple(length.to_bytes(2, "big") for length in range(256))
 
 
 class Context(Mapping[str, str]):
@@ -24,11 +28,18 @@ class Context(Mapping[str, str]):
     is applied: equal means equal code points.
     """
 
-    __slots__ = ("_encoded", "_pairs")
+    __slots__ = ("_encoded", "_pairs", "proved", "session")
+
+    #: For clients only.  The session that the last message with this context was sealed in, so that
+    #: the next one needs no search; whoever finds it checks whose it is and whether it still lives.
+    session: Any
+    #: The last scope that was found to be part of this context, by identity.
+    proved: Context | None
 
     def __init__(self, pairs: Mapping[str, str] | None = None, /) -> None:
-        self._pairs: dict[str, str] = dict(pairs or {})
+        self._pairs: dict[str, str] = dict(pairs) if pairs else {}
         self._encoded = _encode(self._pairs)
+        self.session = self.proved = None
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -36,6 +47,7 @@ class Context(Mapping[str, str]):
         context = cls.__new__(cls)
         context._pairs = _decode(data)
         context._encoded = bytes(data)
+        context.session = context.proved = None
         return context
 
     @property
@@ -46,7 +58,20 @@ class Context(Mapping[str, str]):
     @property
     def reserved(self) -> bool:
         """Whether it uses a name that only the core may use."""
-        return any(key.startswith(RESERVED_PREFIX) for key in self._pairs)
+        return _RESERVED in self._encoded and any(
+            key.startswith(RESERVED_PREFIX) for key in self._pairs
+        )
+
+    def includes(self, scope: Context) -> bool:
+        """Whether it has every pair of ``scope``."""
+        return scope._pairs.items() <= self._pairs.items()
+
+    def proves(self, scope: Context) -> bool:
+        """The same, and remembers it."""
+        if not self.includes(scope):
+            return False
+        self.proved = scope
+        return True
 
     def __getitem__(self, key: str) -> str:
         return self._pairs[key]
@@ -72,7 +97,21 @@ class Context(Mapping[str, str]):
         return type(self), (self._pairs,)
 
 
-def _encode(pairs: Mapping[str, str]) -> bytes:
+def _encode(pairs: dict[str, str]) -> bytes:
+    try:
+        parts = [_LENGTHS[len(pairs)]]
+        for name in sorted(pairs):  # code point order is UTF-8 byte order
+            key, value = name.encode(), pairs[name].encode()
+            parts += (_LENGTHS[len(key)], key, _LENGTHS[len(value)], value)
+        encoded = b"".join(parts)
+    except (AttributeError, IndexError, TypeError, UnicodeEncodeError):
+        return _encode_carefully(pairs)
+    usual = len(parts) <= 4 * MAX_CONTEXT_PAIRS and len(encoded) <= MAX_CONTEXT_BYTES
+    return encoded if usual and "" not in pairs else _encode_carefully(pairs)
+
+
+def _encode_carefully(pairs: Mapping[str, str]) -> bytes:
+    """The same for long texts, and what says what is wrong with others."""
     if len(pairs) > MAX_CONTEXT_PAIRS:
         raise InvalidRequest(f"a context has at most {MAX_CONTEXT_PAIRS} pairs, not {len(pairs)}")
     for key, value in pairs.items():
@@ -82,7 +121,7 @@ def _encode(pairs: Mapping[str, str]) -> bytes:
             raise InvalidRequest("a context key is empty")
     parts = [len(pairs).to_bytes(2, "big")]
     size = 2
-    for key in sorted(pairs):  # code point order is UTF-8 byte order
+    for key in sorted(pairs):
         for text in (key, pairs[key]):
             data = _utf8(text)
             size += 2 + len(data)

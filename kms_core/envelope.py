@@ -56,6 +56,7 @@ from kms_core.header import (
     parse_message_header,
     parse_stream_header,
 )
+from kms_core.sessions import Opener
 from kms_core.stream import StreamReader, StreamWriter, read_full, write_all
 from kms_core.types import Ciphertext
 
@@ -83,6 +84,20 @@ class Unwrap(Protocol):
 #: The capsule of a compact message, by key id; raises if there is none.
 FindCapsule = Callable[[bytes], bytes]
 
+
+class KeyCache(Protocol):
+    """Keeps the keys of capsules that were verified (see ``kms_core.cache``)."""
+
+    def find(self, key_id: bytes, capsule: bytes) -> Keys | None:
+        """What is kept of the data key with this id, if this capsule (``b""``: none) was good."""
+
+    def unlocked(self, key_id: bytes, capsule: bytes, unlock: Callable[[], Keys]) -> Keys:
+        """What ``unlock`` returns, kept from now on."""
+
+    def opener(self, keys: Keys, head: bytes, capsule: bytes) -> Opener:
+        """What opens messages that start like ``head``."""
+
+
 #: Room reserved for a missing wrap beside its URI: the largest one known, HPKE with ML-KEM-1024.
 WRAP_ROOM: Final = 1728
 #: Enough to tell what follows and how long it is.
@@ -105,11 +120,6 @@ def wrap_context(scope: Context, key_id: bytes, suite: int, index: int = 0, k: i
             "kms_core:suite": str(suite),
         }
     )
-
-
-def new_dek(random: Random = os.urandom) -> bytearray:
-    """A fresh DEK that the caller must wipe."""
-    return bytearray(random(DEK_BYTES))
 
 
 @frozen
@@ -199,7 +209,7 @@ def by_key_uri(wraps: Iterable[Wrapped]) -> dict[str, Recipient]:
 def _with_room(capsule: Capsule, at_least: int = 0) -> Capsule:
     """Padded to ``at_least`` bytes, and so far that every missing wrap can be added in place."""
     if not capsule.missing:
-        return capsule.padded_to(at_least)
+        return capsule.padded_to(at_least) if at_least else capsule
     room = sum(room_for(uri) for uri in capsule.missing)
     bare = evolve(capsule, padding=None)
     total = len(bare.unsigned()) + MAC_BYTES + _EXTENSION_FRAMING + room
@@ -322,7 +332,7 @@ def seal_message(
     return header.encode() + aead.encrypt(header.iv, plaintext, _aad(header, context))
 
 
-def check_size(plaintext: bytes) -> None:
+def check_size(plaintext: bytes | bytearray | memoryview) -> None:
     """Raise ``InvalidRequest`` for more than one message holds."""
     if len(plaintext) > MAX_PLAINTEXT_BYTES:
         raise InvalidRequest(
@@ -333,8 +343,7 @@ def check_size(plaintext: bytes) -> None:
 
 def open_message(keys: Keys, header: MessageHeader, message: bytes, context: Context) -> bytes:
     """The plaintext of M; raises ``IntegrityError`` unless everything authenticates."""
-    if header.suite != keys.suite or header.key_id != keys.key_id:  # no tag covers them
-        raise IntegrityError
+    _check_is_of(header, keys)
     aead = keys.one_shot(header.kind, header.salt)
     return aead.decrypt(header.iv, message[header.size :], _aad(header, context))
 
@@ -361,51 +370,90 @@ def split(envelope: bytes) -> tuple[bytes, bytes]:
 
 
 def open_envelope(
-    envelope: bytes, context: Context, unwrap: Unwrap, find_capsule: FindCapsule
+    envelope: bytes,
+    context: Context,
+    unwrap: Unwrap,
+    find_capsule: FindCapsule,
+    cache: KeyCache | None = None,
 ) -> bytes:
     """The plaintext of a whole envelope, or no byte of it."""
     capsule_bytes, body = split(envelope)
     if body[1] & ~STORES_CONTEXT == KIND_STREAM:
-        with open_stream(io.BytesIO(envelope), context, unwrap, find_capsule) as stream:
+        with open_stream(io.BytesIO(envelope), context, unwrap, find_capsule, cache) as stream:
             return stream.read()
     header = parse_message_header(body)
-    keys = _keys_of(header, capsule_bytes, context, unwrap, find_capsule)
-    return open_message(keys, header, body, context)
+    keys = _keys_of(header, capsule_bytes, context, unwrap, find_capsule, cache)
+    if cache is None or header.kind != KIND_MESSAGE:
+        return open_message(keys, header, body, context)
+    _check_is_of(header, keys)
+    opener = cache.opener(keys, body, capsule_bytes)
+    return opener.open(header.iv, memoryview(body)[header.size :], context.encoded)
 
 
 def open_stream(
-    source: IO[bytes], context: Context, unwrap: Unwrap, find_capsule: FindCapsule
+    source: IO[bytes],
+    context: Context,
+    unwrap: Unwrap,
+    find_capsule: FindCapsule,
+    cache: KeyCache | None = None,
 ) -> io.BufferedIOBase:
     """A reader of the plaintext, from a source that stands at the start of an envelope."""
     capsule_bytes, head = read_capsule(source)
     check_prefix(head, BODY_KINDS)
     if head[1] & ~STORES_CONTEXT == KIND_MESSAGE:
         message = head + _read_all(source)
-        plaintext = open_envelope(capsule_bytes + message, context, unwrap, find_capsule)
+        plaintext = open_envelope(capsule_bytes + message, context, unwrap, find_capsule, cache)
         return io.BytesIO(plaintext)
     head += _read_stream_head(source, head)
     header, size = parse_stream_header(head)
-    keys = _keys_of(header, capsule_bytes, context, unwrap, find_capsule)
+    keys = _keys_of(header, capsule_bytes, context, unwrap, find_capsule, cache)
     key, commitment = keys.stream(head[:size], context)
     if not hmac.compare_digest(commitment, head[size:]):
         raise IntegrityError
     return StreamReader(source, key, header.segment_bytes)
 
 
-def _keys_of(
+def _keys_of(  # noqa: PLR0917
     header: MessageHeader | StreamHeader,
     capsule_bytes: bytes,
     context: Context,
     unwrap: Unwrap,
     find_capsule: FindCapsule,
+    cache: KeyCache | None,
 ) -> Keys:
     """The keys of a body: everything that can be checked without a service is checked first."""
+    contexts = (context, header.stored_context or Context())
+    known = None if cache is None else cache.find(header.key_id, capsule_bytes)
+    if known is not None:
+        _check_is_of(header, known)
+        check_scope_matches(known.scope, contexts)
+        return known
     capsule_bytes = capsule_bytes or find_capsule(header.key_id)
     capsule = parse_capsule(capsule_bytes)
-    if header.suite != capsule.suite or header.key_id != capsule.key_id:
+    _check_is_of(header, capsule)
+    check_scope_matches(capsule.scope, contexts)
+    if cache is None:
+        return unlock(capsule_bytes, unwrap)
+    return cache.unlocked(capsule.key_id, capsule_bytes, lambda: unlock(capsule_bytes, unwrap))
+
+
+def keys_for_many(
+    capsule_bytes: bytes, contexts: Iterable[Context], unwrap: Unwrap, cache: KeyCache
+) -> Keys:
+    """The keys of messages that have this capsule in common, each with one of these contexts."""
+    capsule = parse_capsule(capsule_bytes)
+    for context in contexts:
+        check_scope_matches(capsule.scope, (context,))
+    known = cache.find(capsule.key_id, capsule_bytes)
+    if known is not None:
+        return known
+    return cache.unlocked(capsule.key_id, capsule_bytes, lambda: unlock(capsule_bytes, unwrap))
+
+
+def _check_is_of(header: MessageHeader | StreamHeader, of: Keys | Capsule) -> None:
+    """Raise ``IntegrityError`` unless a body names these keys, or this capsule."""
+    if header.suite != of.suite or header.key_id != of.key_id:  # no tag covers them
         raise IntegrityError
-    check_scope_matches(capsule.scope, (context, header.stored_context or Context()))
-    return unlock(capsule_bytes, unwrap)
 
 
 def read_capsule(source: IO[bytes]) -> tuple[bytes, bytes]:

@@ -7,6 +7,7 @@ a ``FormatError``.  Parsing uses no key and trusts no length before checking it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final
 
 from attrs import evolve, field, frozen
@@ -47,6 +48,11 @@ STREAM_HEADER_BYTES: Final = 4 + KEY_ID_BYTES + STREAM_SALT_BYTES
 DEFAULT_SEGMENT_LOG2: Final = 18  # 256 KiB: within 2 % of the fastest, and fits a core's cache
 MIN_SEGMENT_LOG2: Final = 12
 MAX_SEGMENT_LOG2: Final = 22  # 4 MiB: the most a reader ever buffers
+
+#: Where the fields stand that follow a capsule's magic, kind, suite, threshold and length.
+_GENERATION_AT: Final = 8
+_COMMITMENT_AT: Final = _GENERATION_AT + 4
+_SCOPE_AT: Final = _COMMITMENT_AT + COMMITMENT_BYTES
 
 EXT_PADDING: Final = 0x0000
 EXT_SHARE_CHECKS: Final = 0x0001
@@ -96,7 +102,7 @@ class Capsule:
         """The bytes that the MAC covers; raises ``InvalidRequest`` if a limit would be exceeded."""
         check_scope(self.scope)
         self._check_recipients()
-        recipients = sorted(self.recipients, key=lambda recipient: _reference(recipient.key_uri))
+        recipients = sorted(self.recipients, key=attrgetter("key_uri"))  # ASCII: as the bytes
         body = b"".join(
             (
                 self.generation.to_bytes(4, "big"),
@@ -199,9 +205,9 @@ class _Cursor:
 
     __slots__ = ("_data", "_end", "_offset")
 
-    def __init__(self, data: bytes, end: int) -> None:
+    def __init__(self, data: bytes, end: int, start: int = 0) -> None:
         self._data = data
-        self._offset = 0
+        self._offset = start
         self._end = end
 
     def take(self, size: int) -> bytes:
@@ -251,11 +257,10 @@ def parse_capsule(data: bytes) -> Capsule:
     total = capsule_length(data)
     if total != len(data):
         raise FormatError("the capsule is followed by stray bytes")
-    cursor = _Cursor(data, total - MAC_BYTES)
-    _, suite, threshold = cursor.number(2), cursor.number(1), cursor.number(1)
-    cursor.take(4)
-    generation = cursor.number(4)
-    commitment = cursor.take(COMMITMENT_BYTES)
+    suite, threshold = data[2], data[3]
+    generation = int.from_bytes(data[_GENERATION_AT:_COMMITMENT_AT], "big")
+    commitment = data[_COMMITMENT_AT:_SCOPE_AT]
+    cursor = _Cursor(data, total - MAC_BYTES, _SCOPE_AT)
     scope = _parse_scope(cursor.counted())
     recipients = _parse_recipients(cursor, threshold)
     extensions = _parse_extensions(cursor)
@@ -268,7 +273,7 @@ def parse_capsule(data: bytes) -> Capsule:
         generation,
         commitment,
         scope,
-        tuple(map(_with_check, recipients, checks)),
+        tuple(map(_with_check, recipients, checks)) if checks else recipients,
         missing=_parse_missing(extensions.get(EXT_MISSING)),
         created=_parse_created(extensions.get(EXT_CREATED)),
         padding=_parse_padding(extensions.get(EXT_PADDING)),
@@ -344,7 +349,7 @@ def _parse_share_checks(value: bytes | None, threshold: int, count: int) -> tupl
     if (value is not None) != (threshold > 1):
         raise FormatError("share checks contradict the threshold")
     if value is None:
-        return (b"",) * count
+        return ()
     if len(value) != count * SHARE_CHECK_BYTES:
         raise FormatError("there is not one share check for each recipient")
     return tuple(

@@ -40,7 +40,9 @@ class Observers:
 
     def emit(self, event: Event) -> None:
         """Tell everybody; never raises."""
-        event = evolve(event, correlation_id=event.correlation_id or correlation_id.get())
+        current = correlation_id.get()
+        if current and not event.correlation_id:
+            event = evolve(event, correlation_id=current)
         for name, manager in self._managers.items():
             _tell(name, partial(manager.hook.kms_event, event=event))
         for watcher in self._watchers:

@@ -45,6 +45,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from kms_core.aead import erase
 from kms_core.context import Context
 from kms_core.errors import (
     AccessDenied,
@@ -216,9 +217,12 @@ class KeyPair:
         kind = self.wrapping.kind
         try:
             key = kind.private(*self.parts)
-            return bytearray(kind.suite.decrypt(blob, key, info=context.encoded))
+            opened = kind.suite.decrypt(blob, key, info=context.encoded)
         except (InvalidTag, ValueError):
             raise InvalidCiphertext("authentication failed") from None
+        plaintext = bytearray(opened)
+        erase(opened)
+        return plaintext
 
     def private_pem(self, passphrase: Secret | None) -> bytes:
         """The content of a private file; raises ``InvalidRequest`` for an unusable passphrase."""

@@ -7,17 +7,16 @@ any instance exists, on a manager that is thrown away: a broken plugin never rea
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import metadata
 from types import ModuleType
 from typing import Any, Final
 
 import attrs
 import pluggy
 
+from kms_core.config import nearest
 from kms_core.errors import PluginError
 from kms_core.hookspecs import API_VERSION, GROUP, PROJECT, PluginSpec, ProviderSpec
 from kms_core.types import PluginInfo, Provider
@@ -61,6 +60,8 @@ class Loaded:
 
 def discover() -> Iterator[Found]:
     """Every installed entry point of this project's groups, of any contract version."""
+    from importlib import metadata  # brings email, zipfile and socket
+
     seen: set[str] = set()
     for distribution in metadata.distributions():
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
@@ -169,8 +170,8 @@ class Plugins:
             )
         if name in KNOWN_DISTRIBUTIONS:
             return PluginInfo(name, "missing", reason=f"pip install {KNOWN_DISTRIBUTIONS[name]}")
-        near = difflib.get_close_matches(name, {*self._found, *KNOWN_DISTRIBUTIONS}, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "is it installed in this environment?"
+        near = nearest(name, {*self._found, *KNOWN_DISTRIBUTIONS})
+        hint = f"did you mean {near!r}?" if near else "is it installed in this environment?"
         return PluginInfo(name, "missing", reason=f"no installed distribution offers it; {hint}")
 
 
@@ -217,8 +218,8 @@ def _explain(error: pluggy.PluginValidationError, specs: Iterable[type]) -> str:
     text = _one_line(error)
     if unknown := re.search(r"unknown hook '(\w+)'", text):
         known = [name for spec in specs for name in vars(spec) if not name.startswith("_")]
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        return f"unknown hook {unknown[1]!r}" + (f", did you mean {near[0]!r}?" if near else "")
+        near = nearest(unknown[1], known)
+        return f"unknown hook {unknown[1]!r}" + (f", did you mean {near!r}?" if near else "")
     return text
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from typing import Final, TypeVar
 
 from kms_core.aead import wipe
-from kms_core.calls import POLL, Call, Caller, Deadline, result_of
+from kms_core.calls import POLL, Call, Caller, Deadline, result_of, wait_for_one
 from kms_core.context import Context
 from kms_core.errors import (
     AllInstancesFailed,
@@ -19,6 +19,7 @@ from kms_core.errors import (
     InvalidRequest,
     KMSError,
     NoMatchingRecipient,
+    ProviderBug,
     ServiceError,
     Throttled,
     UnsupportedOperation,
@@ -100,7 +101,7 @@ class Race:
             self._record(call, exc)
         except (ServiceError, InvalidRequest, UnsupportedOperation) as exc:
             # what one instance cannot do with its wrap, another may with its own
-            bad = False
+            bad = _may_be_the_wrap(exc)
             self._record(call, exc)
             self._skip(call.relay, exc)
         finally:
@@ -196,7 +197,7 @@ class Race:
             ends.append(self._hedge_at)
         timeout = min(ends) - now
         look = timeout > POLL and any(call.began is None for call in self._running.values())
-        wait(self._running, POLL if look else max(0.0, timeout), FIRST_COMPLETED)
+        wait_for_one(self._running, POLL if look else max(0.0, timeout))
         self._hedges = bool(self._waiting) and not look and self._hedge_at <= min(ends)
         now, remaining = self._caller.clock(), self._deadline.remaining()
         return [
@@ -239,6 +240,11 @@ class Race:
 def _may_pass(error: KMSError) -> bool:
     """Whether it is the instance's state, and no matter of one wrap, that failed the call."""
     return error.counts or isinstance(error, Throttled | BreakerOpen)
+
+
+def _may_be_the_wrap(error: KMSError) -> bool:
+    """Whether whoever made the wrap may have caused it, say by naming a key that does not exist."""
+    return isinstance(error, ProviderBug) or not _may_pass(error)
 
 
 def _unwrapping(bound: Bound) -> Callable[[Relay], _Answer | None]:

@@ -50,6 +50,7 @@ Emit = Callable[[Event], None]
 DATA_KEY_BYTES: Final = 32
 MAX_SIGNATURE_BYTES: Final = 8192  # the largest, ML-DSA-87's, has 4627
 MAX_PUBLIC_KEYS: Final = 64  # kept per instance for verifying; a key has few versions in use
+MAX_DOMAINS: Final = 64  # remembered per instance, likewise
 _CANARY: Final = Context({f"{RESERVED_PREFIX}canary": "1"})
 _NO_REQUEST: Final = frozenset(
     {"close", "domain", "learn", "match", "prepare"}
@@ -87,6 +88,8 @@ class Relay:
         #: Wraps to this instance's public key, without asking its service.
         self.offline = OfflineWrapper(offline_wrap, clock)
         self._public_keys: dict[str, PublicKey] = {}  # by the key URI that signatures name
+        self._domains: dict[str, str] = {}  # by key URI
+        self._operations = _operations(provider, self._manager)
 
     @property
     def name(self) -> str:
@@ -100,16 +103,17 @@ class Relay:
 
     def supports(self, operation: str) -> bool:
         """Whether the provider implements this hook."""
-        return any(
-            implementation.plugin is self.provider
-            for implementation in getattr(self._manager.hook, operation).get_hookimpls()
-        )
+        return operation in self._operations
 
     def domain(self, key_uri: str) -> str:
         """The failure and trust domain that a wrap under ``key_uri`` belongs to."""
         if self._domain is not None:
             return self._domain
-        return self._guard("domain", lambda: domain_of(self.provider, key_uri), key_uri)
+        known = self._domains.get(key_uri)
+        if known is None:
+            known = self._guard("domain", lambda: domain_of(self.provider, key_uri), key_uri)
+            _remember(self._domains, key_uri, known, MAX_DOMAINS)
+        return known
 
     def may_hold(self, key_uri: str, wrap_alg: int) -> bool:
         """Whether asking ``match`` makes sense; costs nothing."""
@@ -266,9 +270,7 @@ class Relay:
         return public_key.algorithms[0]
 
     def _keep(self, key_uri: str, public_key: PublicKey) -> None:
-        while len(self._public_keys) >= MAX_PUBLIC_KEYS:
-            self._public_keys.pop(next(iter(self._public_keys)), None)
-        self._public_keys[key_uri] = public_key
+        _remember(self._public_keys, key_uri, public_key, MAX_PUBLIC_KEYS)
 
     def annotated(self, error: KMSError, operation: str) -> KMSError:
         """The error, saying whose and which call it is."""
@@ -331,6 +333,19 @@ def domain_of(provider: Provider, key_uri: str) -> str:
     return provider.type_name if tell is None else str(tell(key_uri))
 
 
+def _operations(provider: Provider, manager: pluggy.PluginManager) -> frozenset[str]:
+    """The hooks that the provider itself implements."""
+    callers = manager.get_hookcallers(provider) or ()
+    return frozenset(caller.name for caller in callers)
+
+
+def _remember(known: dict[str, T], key: str, value: T, most: int) -> None:
+    """Keep ``value``, and of the older ones as many as may be kept beside it."""
+    while len(known) >= most:
+        known.pop(next(iter(known)), None)
+    known[key] = value
+
+
 def _is_a(kind: type[T]) -> Callable[[Relay, object], T]:
     def check(_: Relay, result: object) -> T:
         if not isinstance(result, kind):
@@ -362,7 +377,13 @@ def _check_ciphertext(relay: Relay, result: object) -> Ciphertext:
     _check_own_uri(relay, ciphertext.key_uri)
     if ciphertext.wrap_alg not in relay.provider.wrap_algs:
         raise ProviderBug("returned a wrap_alg that is not its own")
-    return evolve(ciphertext, data=bytes(data), instance=relay.name)
+    return Ciphertext(
+        bytes(data),
+        ciphertext.key_uri,
+        ciphertext.key_version,
+        ciphertext.wrap_alg,
+        relay.name,
+    )
 
 
 def _check_signature(algorithm: str, relay: Relay, result: object) -> Signature:

@@ -12,7 +12,16 @@ from typing import Any, Final, TypeVar
 
 from attrs import frozen
 
-from kms_core.calls import POLL, Call, Caller, CallPolicy, Clock, Deadline, result_of
+from kms_core.calls import (
+    POLL,
+    Call,
+    Caller,
+    CallPolicy,
+    Clock,
+    Deadline,
+    result_of,
+    wait_for_one,
+)
 from kms_core.context import Context
 from kms_core.errors import (
     AllInstancesFailed,
@@ -226,7 +235,7 @@ class Router:
         timeout = max(0.0, min(ends) - self._clock())
         if any(call.began is None for call in pending):
             timeout = min(timeout, POLL)
-        wait([call.future for call in pending], timeout, FIRST_COMPLETED)
+        wait_for_one([call.future for call in pending], timeout)
         now = self._clock()
         return [
             call

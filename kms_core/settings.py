@@ -11,6 +11,7 @@ from attrs import asdict, field, fields_dict, frozen, validators
 
 from kms_core.asymmetric import OfflineWrap
 from kms_core.breaker import BreakerPolicy
+from kms_core.cache import CachePolicy
 from kms_core.calls import CallPolicy
 from kms_core.config import Raw, check_names, shown, structure, table
 from kms_core.context import RESERVED_PREFIX
@@ -129,6 +130,7 @@ class Settings:
     breaker: BreakerPolicy = field(factory=BreakerPolicy)
     calls: CallPolicy = field(factory=CallPolicy)
     monitor: MonitorPolicy = field(factory=MonitorPolicy)
+    cache: CachePolicy = field(factory=CachePolicy)
     plugins: tuple[str, ...] = ()
     #: Where this came from, for error messages, relative paths and secrets.
     raw: Raw = field(factory=lambda: Raw({}, "settings", Path.cwd()), repr=False)
@@ -195,9 +197,8 @@ class Settings:
     def from_raw(cls, raw: Raw) -> Self:
         """Check and build; raises ``ConfigError``."""
         tables, source = raw.tables, raw.source
-        for name in ("cache", "audit"):
-            for key in table(tables.get(name, {}), f"{source}: [{name}]"):
-                raise ConfigError(f"{source}: [{name}] {shown(key)}: not supported by this version")
+        for key in table(tables.get("audit", {}), f"{source}: [audit]"):
+            raise ConfigError(f"{source}: [audit] {shown(key)}: not supported by this version")
         breaker = structure(
             BreakerPolicy,
             table(tables.get("breaker", {}), f"{source}: [breaker]"),
@@ -213,6 +214,7 @@ class Settings:
             breaker=breaker,
             calls=_policy(CallPolicy, "calls", raw),
             monitor=_policy(MonitorPolicy, "monitor", raw),
+            cache=_policy(CachePolicy, "cache", raw),
             plugins=_plugins(tables.get("plugins", ()), source),
             raw=raw,
         )

@@ -36,7 +36,7 @@ def split(
         value = 0
         for coefficient in coefficients:  # Horner's rule, highest power first
             value = _times(value ^ coefficient, index, size)
-        shares[index] = bytearray((value ^ constant).to_bytes(size, "big"))
+        shares[index] = _to_bytes(value ^ constant, size)
     return shares
 
 
@@ -53,7 +53,16 @@ def interpolate(shares: Mapping[int, bytes | bytearray], at: int = 0) -> bytearr
         above = _product(at ^ other for other in others)
         below = _product(index ^ other for other in others)
         value ^= _times(int.from_bytes(share, "big"), _times(above, _inverse(below), 1), size)
-    return bytearray(value.to_bytes(size, "big"))
+    return _to_bytes(value, size)
+
+
+def _to_bytes(value: int, size: int) -> bytearray:
+    """Big-endian, straight into what the caller can wipe; ``int.to_bytes`` would leave a copy."""
+    made = bytearray(size)
+    for position in reversed(range(size)):
+        made[position] = value & 0xFF
+        value >>= 8
+    return made
 
 
 def _product(factors: Iterable[int]) -> int:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from kms_core import (
+    AccessDenied,
     AllInstancesFailed,
     BreakerPolicy,
+    Duration,
     IntegrityError,
+    InvalidCiphertext,
+    InvalidRequest,
+    KeyDisabled,
+    KeyNotFound,
     Kms,
     KMSError,
     Throttled,
     Unavailable,
 )
-from kms_core.calls import BURST_SECONDS
-from kms_core.testing import Faulty, raising
+from kms_core.calls import BURST_SECONDS, CANARIES_PER_SECOND
+from kms_core.testing import Fault, Faulty, raising
 from kms_core.unwrapping import REFUSED_SECONDS
 from tests.support import PATIENT, Clock, client_for, service
 
@@ -42,10 +49,11 @@ def services() -> dict[str, Faulty]:
 
 @pytest.fixture
 def kms(services: dict[str, Faulty], clock: Clock) -> Iterator[Kms]:
-    """A client that keeps tenants apart, with nervous breakers."""
+    """A client that keeps tenants apart, with nervous breakers and no memory of refused keys."""
     with client_for(
         services,
         options={"clock": clock},
+        calls=evolve(PATIENT, cooldown=Duration(0.0)),
         breaker=BreakerPolicy(failure_threshold=1),
         key_context=("tenant",),
     ) as kms:
@@ -59,6 +67,18 @@ def forged(sealed: bytes, rng: random.Random, uris: list[str]) -> bytes:
         after = made.index(uri.encode()) + len(uri)
         made[after + 20 + rng.randrange(30)] ^= rng.randrange(1, 256)
     return bytes(made)
+
+
+def calling_it(error: Callable[[str], Exception]) -> Fault:
+    """A plugin that has another error for a wrap that is bad."""
+
+    def fault(_call: Any, proceed: Callable[[], Any]) -> Any:
+        try:
+            return proceed()
+        except InvalidCiphertext:
+            raise error("whatever") from None
+
+    return fault
 
 
 def decrypts(services: dict[str, Faulty]) -> dict[str, int]:
@@ -87,6 +107,41 @@ def test_flood_of_forged_envelopes_is_bounded_and_harms_nobody_else(
     for name, count in decrypts(services).items():
         assert count <= bound + opened, name
     assert {breaker.state for breaker in kms.breakers.values()} == {"closed"}
+
+
+@pytest.mark.parametrize(
+    "error", [KeyNotFound, KeyDisabled, AccessDenied, InvalidRequest, KeyError]
+)
+def test_flood_is_bounded_whatever_the_plugin_makes_of_it(
+    kms: Kms, services: dict[str, Faulty], clock: Clock, error: type[Exception]
+) -> None:
+    """A key that does not exist, or no documented error at all: the sender has caused it."""
+    rng = random.Random(7)  # noqa: S311  reproducible
+    theirs, ours = kms.seal(b"data", EVIL), kms.seal(b"data", GOOD)
+    uris = [recipient.key_uri for recipient in kms.inspect(theirs).recipients]
+    for made in services.values():
+        made.always("decrypt", calling_it(error))
+    for _ in range(PER_SECOND):
+        clock.advance(1 / PER_SECOND)
+        with pytest.raises(AllInstancesFailed):
+            kms.open(forged(theirs, rng, uris), EVIL)
+    bound = RATE * (BURST_SECONDS + 1) + 1
+    canaries = CANARIES_PER_SECOND * (BURST_SECONDS + 1) + 1
+    for name, count in decrypts(services).items():
+        assert count <= bound + canaries, name
+    assert {breaker.state for breaker in kms.breakers.values()} == {"closed"}
+    assert kms.open(ours, GOOD) == b"data"
+
+
+def test_plugin_that_is_broken_for_everybody_opens_its_breaker(
+    kms: Kms, services: dict[str, Faulty]
+) -> None:
+    """It fails with a canary of ours as well, which nobody else has made."""
+    ours = kms.seal(b"data", GOOD)
+    services["a"].always("decrypt", raising(KeyError, "oops"))
+    assert kms.open(ours, GOOD) == b"data"
+    states = {name: breaker.state for name, breaker in kms.breakers.items()}
+    assert states == {"a": "open", "b": "closed", "c": "closed"}
 
 
 def test_refusal_for_too_many_says_when_to_come_again(

@@ -1,7 +1,5 @@
 """SoftHSM 2, a PKCS#11 token in software, with a token directory of its own.
 
-from kms_core.testing.servers.closing import Closed
-
 The module reads its configuration from the environment when it is initialised, so a process has one
 ``SoftHsm`` at a time.  Keys are made in another process: the caller's is left as it was.
 """

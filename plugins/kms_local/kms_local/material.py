@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from kms_core import AccessDenied, Secret
+from kms_core import AccessDenied, Secret, wipe
 from kms_local.layout import KEY_BYTES, Kdf
 
 IV_BYTES: Final = 12  # the size NIST SP 800-38D, section 8.2, recommends
@@ -24,10 +24,12 @@ TAG_BYTES: Final = 16
 def derive(passphrase: Secret, kdf: Kdf) -> bytearray:
     """The sealing key; slow and memory-hungry on purpose."""
     scrypt = Scrypt(salt=kdf.salt, length=KEY_BYTES, n=kdf.n, r=kdf.r, p=kdf.p)
-    return bytearray(scrypt.derive(_utf8(passphrase)))
+    key = bytearray(KEY_BYTES)
+    scrypt.derive_into(_utf8(passphrase), key)
+    return key
 
 
-def seal(sealing_key: bytes | None, material: bytes, key_uri: str) -> bytes:
+def seal(sealing_key: bytes | bytearray | None, material: bytes, key_uri: str) -> bytes:
     """What goes into the file; without a sealing key the material itself."""
     if sealing_key is None:
         return material
@@ -35,18 +37,23 @@ def seal(sealing_key: bytes | None, material: bytes, key_uri: str) -> bytes:
     return iv + AESGCM(sealing_key).encrypt(iv, material, key_uri.encode("ascii"))
 
 
-def unseal(sealing_key: bytes | None, stored: bytes, key_uri: str) -> bytes:
-    """The material; raises ``InvalidTag`` (of ``cryptography``) under a wrong sealing key."""
+def unseal(sealing_key: bytes | bytearray | None, stored: bytes, key_uri: str) -> bytearray:
+    """The material, for the caller to wipe.
+
+    Raises ``InvalidTag`` (of ``cryptography``) under a wrong sealing key.
+    """
     if sealing_key is None:
-        return stored
+        return bytearray(stored)
+    material = bytearray(KEY_BYTES)
     iv, sealed = stored[:IV_BYTES], stored[IV_BYTES:]
-    return AESGCM(sealing_key).decrypt(iv, sealed, key_uri.encode("ascii"))
+    AESGCM(sealing_key).decrypt_into(iv, sealed, key_uri.encode("ascii"), material)
+    return material
 
 
-def opens(sealing_key: bytes | None, stored: bytes, key_uri: str) -> bool:
+def opens(sealing_key: bytes | bytearray | None, stored: bytes, key_uri: str) -> bool:
     """Whether the sealing key fits."""
     try:
-        unseal(sealing_key, stored, key_uri)
+        wipe(unseal(sealing_key, stored, key_uri))
     except InvalidTag:
         return False
     return True

@@ -28,6 +28,7 @@ from kms_core import (
     Secret,
     ServiceError,
     Unavailable,
+    erase,
     hookimpl,
 )
 from kms_local.key_uri import KEY_NAME, KEY_NAME_RULE, KeyRef
@@ -129,15 +130,19 @@ class LocalProvider:
         cipher = self._cipher_of(key_id, ciphertext.key_uri)
         if not _OVERHEAD < len(blob) <= _OVERHEAD + MAX_PLAINTEXT_BYTES:
             raise InvalidCiphertext("authentication failed")
+        plaintext = bytearray(len(blob) - _OVERHEAD)  # and no copy that could not be wiped
         try:
-            return bytearray(cipher.decrypt(blob[:IV_BYTES], blob[IV_BYTES:], context.encoded))
+            cipher.decrypt_into(blob[:IV_BYTES], blob[IV_BYTES:], context.encoded, plaintext)
         except InvalidTag:
             raise InvalidCiphertext("authentication failed") from None
+        return plaintext
 
     @hookimpl
     def generate_data_key(self, key_id: str, context: Context) -> DataKey:
         """Draw 32 bytes and wrap them."""
-        plaintext = bytearray(os.urandom(DATA_KEY_BYTES))
+        drawn = os.urandom(DATA_KEY_BYTES)
+        plaintext = bytearray(drawn)
+        erase(drawn)
         return DataKey(plaintext, self._wrap(key_id, plaintext, context))
 
     @hookimpl

@@ -153,7 +153,7 @@ class KeyStore:
 
     def unlock(self) -> None:
         """Do now what the passphrase costs, so that the next use does not wait for it."""
-        self._sealing_key(self.read())
+        wipe(self._sealing_key(self.read()))
 
     def close(self) -> None:
         """Wipe the key that came from the passphrase; the next use would derive it again."""
@@ -197,13 +197,19 @@ class KeyStore:
                 f"`kms local enable {name} {version.number}` allows it again"
             )
         ref = KeyRef(contents.store_id, name, version.number)
-        return ref, AESGCM(self._unsealed(self._sealing_key(contents), version, ref))
+        key = self._unsealed(self._sealing_key(contents), version, ref)
+        try:
+            return ref, AESGCM(key)
+        finally:
+            wipe(key)
 
-    def _unsealed(self, sealing_key: bytes | None, version: Version, ref: KeyRef) -> bytes:
+    def _unsealed(self, sealing_key: bytearray | None, version: Version, ref: KeyRef) -> bytearray:
         try:
             return material.unseal(sealing_key, version.material, ref.uri)
         except InvalidTag:
             raise self._refused() from None
+        finally:
+            wipe(sealing_key)
 
     def _refused(self) -> AccessDenied:
         return AccessDenied(
@@ -215,15 +221,15 @@ class KeyStore:
         if not KEY_NAME.fullmatch(name):
             raise InvalidRequest(f"{name!r} is not a key name: {KEY_NAME_RULE}")
         sealing_key = self._sealing_key(contents)
-        self._prove(sealing_key, contents)
-        ref = KeyRef(contents.store_id, name, number)
-        return Version(
-            number=number,
-            created=datetime.now(UTC).replace(microsecond=0),
-            material=material.seal(sealing_key, os.urandom(layout.KEY_BYTES), ref.uri),
-        )
+        try:
+            self._prove(sealing_key, contents)
+            ref = KeyRef(contents.store_id, name, number)
+            sealed = material.seal(sealing_key, os.urandom(layout.KEY_BYTES), ref.uri)
+        finally:
+            wipe(sealing_key)
+        return Version(number, datetime.now(UTC).replace(microsecond=0), sealed)
 
-    def _prove(self, sealing_key: bytes | None, contents: Contents) -> None:
+    def _prove(self, sealing_key: bytearray | None, contents: Contents) -> None:
         """Nothing is sealed under a mistyped passphrase: it has to open something that is there."""
         versions = [
             (version.material, KeyRef(contents.store_id, name, version.number).uri)
@@ -233,8 +239,11 @@ class KeyStore:
         if versions and not any(material.opens(sealing_key, *version) for version in versions):
             raise self._refused()
 
-    def _sealing_key(self, contents: Contents) -> bytes | None:
-        """A copy, so that ``close`` in another thread cannot zero it half-way through its use."""
+    def _sealing_key(self, contents: Contents) -> bytearray | None:
+        """A copy, so that ``close`` in another thread cannot zero it half-way through its use.
+
+        The caller wipes it.
+        """
         kdf, passphrase = contents.kdf, self._passphrase
         if kdf is None and passphrase is None:
             return None
@@ -245,7 +254,7 @@ class KeyStore:
             )
         if passphrase is None:
             raise AccessDenied(f"key store {self.path} needs the setting passphrase")
-        return bytes(self._derive(passphrase, kdf).key)
+        return bytearray(self._derive(passphrase, kdf).key)
 
     def _derive(self, passphrase: Secret, kdf: Kdf) -> _Derived:
         derived = self._derived

@@ -399,6 +399,27 @@ def test_closing_does_not_reach_into_a_use_under_way(sealed: KeyStore) -> None:
     assert any(copy)
 
 
+def test_every_use_wipes_what_it_unsealed(
+    sealed: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the copy of the sealing key nor the material outlives the cipher's construction."""
+    used: list[bytearray] = []
+    unseal = material.unseal
+
+    def kept(sealing_key: bytearray, stored: bytes, key_uri: str) -> bytearray:
+        used.extend([sealing_key, unseal(sealing_key, stored, key_uri)])
+        return used[-1]
+
+    monkeypatch.setattr(material, "unseal", kept)
+    sealed.version("default", 1)
+    sealed.rotate("default")
+
+    assert len(used) == 4
+    assert not any(map(any, used))
+    assert sealed._derived is not None
+    assert any(sealed._derived.key)
+
+
 def test_a_key_wiped_in_mid_use_seals_nothing(sealed: KeyStore) -> None:
     """A sealing key of zeros fits no version, so nothing is written under it."""
     sealed.unlock()

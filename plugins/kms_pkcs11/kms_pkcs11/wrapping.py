@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from kms_core import Context, InvalidRequest, Unavailable, bind_context, unbind_context, wipe
+from kms_core import (
+    Context,
+    InvalidRequest,
+    Unavailable,
+    bind_context,
+    erase,
+    unbind_context,
+    wipe,
+)
 from kms_pkcs11.errors import refused
 from kms_pkcs11.sessions import ObjectKind, Session
 from kms_pkcs11.settings import Pkcs11Settings
@@ -20,6 +29,7 @@ IV_BYTES: Final = 12
 TAG_BYTES: Final = 16
 _DIGEST_BYTES: Final = 32
 _BLOCK: Final = 8
+_OUTPUT_BYTES: Final = 8192  # of the buffer in which python-pkcs11 receives what was decrypted
 
 
 class Wrapping(Protocol):
@@ -36,9 +46,7 @@ class Wrapping(Protocol):
     ) -> bytes:
         """The blob."""
 
-    def unwrap(
-        self, session: Session, name: KeyName, blob: bytes, context: Context
-    ) -> bytes | bytearray:
+    def unwrap(self, session: Session, name: KeyName, blob: bytes, context: Context) -> bytearray:
         """What is in it."""
 
     def fits(self, blob: bytes) -> bool:
@@ -81,20 +89,23 @@ class AesGcm:
             )
         return iv + sealed
 
-    def unwrap(
-        self, session: Session, name: KeyName, blob: bytes, context: Context
-    ) -> bytes | bytearray:
+    def unwrap(self, session: Session, name: KeyName, blob: bytes, context: Context) -> bytearray:
         """Authenticated by the token."""
         key = session.key(name, self.kind)
         iv, sealed = blob[:IV_BYTES], blob[IV_BYTES:]
         mechanism, parameters, _kept = self._parameters(session, iv, context)
-        return bytes(key.decrypt(sealed, mechanism=mechanism, mechanism_param=parameters))
+        opened = key.decrypt(sealed, mechanism=mechanism, mechanism_param=parameters)
+        _scrub(_OUTPUT_BYTES)
+        plaintext = bytearray(opened)
+        erase(opened)
+        return plaintext
 
     def _encrypt(
         self, session: Session, key: Any, iv: bytes, plaintext: bytes | bytearray, context: Context
     ) -> bytes:
         mechanism, parameters, _kept = self._parameters(session, iv, context)
-        made = key.encrypt(bytes(plaintext), mechanism=mechanism, mechanism_param=parameters)
+        with _frozen(plaintext) as frozen:
+            made = key.encrypt(frozen, mechanism=mechanism, mechanism_param=parameters)
         return bytes(made)
 
     def _parameters(self, session: Session, iv: bytes, context: Context) -> tuple[Any, Any, Any]:
@@ -130,25 +141,23 @@ class AesKwp:
         """As a session object of the token, which is gone again afterwards."""
         from pkcs11 import Attribute, KeyType, ObjectClass
 
-        bound = bind_context(plaintext, context)
-        wrapped = session.raw.create_object(
-            {
-                Attribute.CLASS: ObjectClass.SECRET_KEY,
-                Attribute.KEY_TYPE: KeyType.GENERIC_SECRET,
-                Attribute.VALUE: bytes(bound),
-                **_transient(),
-            }
-        )
-        wipe(bound)
+        with _bound(plaintext, context) as bound:
+            wrapped = session.raw.create_object(
+                {
+                    Attribute.CLASS: ObjectClass.SECRET_KEY,
+                    Attribute.KEY_TYPE: KeyType.GENERIC_SECRET,
+                    Attribute.VALUE: bound,
+                    **_transient(),
+                }
+            )
+            _scrub(len(bound))
         try:
             kek = session.key(name, self.kind)
             return bytes(kek.wrap_key(wrapped, mechanism=_key_wrap(session)))
         finally:
             wrapped.destroy()
 
-    def unwrap(
-        self, session: Session, name: KeyName, blob: bytes, context: Context
-    ) -> bytes | bytearray:
+    def unwrap(self, session: Session, name: KeyName, blob: bytes, context: Context) -> bytearray:
         """Into a session object, whose value is read and which is gone again afterwards."""
         from pkcs11 import Attribute, KeyType, ObjectClass
 
@@ -161,7 +170,9 @@ class AesKwp:
             template=_transient(),
         )
         try:
-            return unbind_context(bytes(unwrapped[Attribute.VALUE]), context)
+            value = unwrapped[Attribute.VALUE]
+            _scrub(len(value))
+            return _unbound(value, context)
         finally:
             unwrapped.destroy()
 
@@ -191,19 +202,17 @@ class RsaOaep:
         public = session.key(name, "PUBLIC_KEY")
         most = public.key_length // 8 - self._overhead
         _check_size(len(plaintext), most)
-        bound = bind_context(plaintext, context)
-        made = public.encrypt(bytes(bound), **self._mechanism(session))
-        wipe(bound)
-        return bytes(made)
+        with _bound(plaintext, context) as bound:
+            return bytes(public.encrypt(bound, **self._mechanism(session)))
 
-    def unwrap(
-        self, session: Session, name: KeyName, blob: bytes, context: Context
-    ) -> bytes | bytearray:
+    def unwrap(self, session: Session, name: KeyName, blob: bytes, context: Context) -> bytearray:
         """With the private half."""
         private = session.key(name, self.kind)
         if len(blob) * 8 != private.key_length:
             raise refused(name.uri)
-        return unbind_context(bytes(private.decrypt(blob, **self._mechanism(session))), context)
+        opened = private.decrypt(blob, **self._mechanism(session))
+        _scrub(_OUTPUT_BYTES)
+        return _unbound(opened, context)
 
     def _mechanism(self, session: Session) -> dict[str, Any]:
         from pkcs11 import MGF, Mechanism
@@ -224,6 +233,44 @@ def wrapping_for(settings: Pkcs11Settings) -> Mapping[int, Wrapping]:
     }
     chosen = every.pop(settings.mechanism)
     return {each.wrap_alg: each for each in (chosen, *every.values())}
+
+
+@contextmanager
+def _frozen(plaintext: bytes | bytearray) -> Iterator[bytes]:
+    """What python-pkcs11 takes: ``bytes`` of our own, which are erased in the end."""
+    frozen = bytes(memoryview(plaintext))  # never the caller's own object
+    try:
+        yield frozen
+    finally:
+        erase(frozen)
+
+
+@contextmanager
+def _bound(plaintext: bytes | bytearray, context: Context) -> Iterator[bytes]:
+    """The same with the digest of the context in front."""
+    bound = bind_context(plaintext, context)
+    try:
+        with _frozen(bound) as frozen:
+            yield frozen
+    finally:
+        wipe(bound)
+
+
+def _unbound(bound: bytes, context: Context) -> bytearray:
+    """The plaintext out of what python-pkcs11 has just returned, which is erased."""
+    try:
+        return unbind_context(bound, context)
+    finally:
+        erase(bound)
+
+
+def _scrub(size: int) -> None:
+    """Overwrite a buffer of this size that python-pkcs11 has just freed with a secret in it.
+
+    Allocators give what was freed last to whoever asks next for as much.  That is a habit of theirs
+    and no promise, so this is best effort.
+    """
+    bytearray(size - 1)  # of zeros, and one more behind them
 
 
 def _check_size(size: int, most: int) -> None:

@@ -26,6 +26,7 @@ from kms_core import (
     unbind_context,
 )
 from kms_pkcs11.provider import Pkcs11Provider
+from kms_pkcs11.sessions import Session
 from kms_pkcs11.wrapping import GCM, KWP, OAEP_SHA1, AesGcm, wrapping_for
 
 if TYPE_CHECKING:
@@ -232,3 +233,74 @@ def test_first_way_to_wrap_is_the_configured_one(settings_for: SettingsFor) -> N
     ways = wrapping_for(settings_for(mechanism="aes-kwp"))
     assert next(iter(ways)) == KWP
     assert set(ways) == Pkcs11Provider.wrap_algs
+
+
+# --- what is left in memory ----------------------------------------------------------------------
+
+
+class Watched:
+    """A key of the token; ``seen`` gets every secret that goes to python-pkcs11 or comes from it.
+
+    They are kept as they are, not copied.
+    """
+
+    def __init__(self, key: Any, seen: list[bytes]) -> None:
+        self._key = key
+        self._seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._key, name)
+
+    def __getitem__(self, attribute: Any) -> Any:
+        return self._kept(self._key[attribute])
+
+    def encrypt(self, data: bytes, **options: Any) -> Any:
+        return self._key.encrypt(self._kept(data), **options)
+
+    def decrypt(self, data: bytes, **options: Any) -> Any:
+        return self._kept(self._key.decrypt(data, **options))
+
+    def unwrap_key(self, *arguments: Any, **options: Any) -> Any:
+        return Watched(self._key.unwrap_key(*arguments, **options), self._seen)
+
+    def _kept(self, secret: bytes) -> bytes:
+        assert DATA_KEY in secret
+        self._seen.append(secret)
+        return secret
+
+
+@pytest.mark.parametrize(
+    ("key", "mechanism", "passed"),
+    [("aes", "aes-gcm", 2), ("aes", "aes-kwp", 1), ("rsa", "rsa-oaep-sha1", 2)],
+)
+def test_what_python_pkcs11_was_given_and_gave_is_erased(
+    make: Providers, monkeypatch: pytest.MonkeyPatch, key: str, mechanism: str, passed: int
+) -> None:
+    """Its interface takes and returns ``bytes``, which are zeros when the provider is done."""
+    seen: list[bytes] = []
+    find = Session._find
+    monkeypatch.setattr(Session, "_find", lambda *where: Watched(find(*where), seen))
+    provider = make(key, mechanism=mechanism)
+
+    wrapped = provider.encrypt(key, DATA_KEY, CONTEXT)
+    opened = provider.decrypt(key, wrapped, CONTEXT)
+
+    assert opened == DATA_KEY == bytes(range(32))
+    assert type(opened) is bytearray
+    assert [any(secret) for secret in seen] == [False] * passed
+
+
+def test_what_does_not_belong_to_the_context_is_erased(
+    make: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key comes out of the token before the context is compared."""
+    wrapped = make("rsa", mechanism="rsa-oaep-sha1").encrypt("rsa", DATA_KEY, CONTEXT)
+    seen: list[bytes] = []
+    find = Session._find
+    monkeypatch.setattr(Session, "_find", lambda *where: Watched(find(*where), seen))
+
+    with pytest.raises(InvalidCiphertext):
+        make("rsa").decrypt("rsa", wrapped, Context({"tenant": "43"}))
+
+    assert seen
+    assert not any(map(any, seen))

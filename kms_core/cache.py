@@ -1,0 +1,377 @@
+"""Data keys that opened something lately, and what the whole data-key cache is told and tells.
+
+Hits happen elsewhere, on the plain objects of ``sessions`` that are made here; this module decides
+how long those may be used, and sees to it that a missing key is asked for once.  No lock is held
+meanwhile.  Keys for sealing are the business of ``sealing``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from functools import partial
+from math import inf
+from typing import Any, Final, Generic, TypeVar
+
+from attrs import Attribute, define, field, frozen, validators
+
+from kms_core.aead import Keys
+from kms_core.context import Context
+from kms_core.header import SUBKEY_PREFIX_BYTES
+from kms_core.sessions import Opener
+from kms_core.types import Duration
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+Clock = Callable[[], float]
+
+MAX_AGE: Final = 90 * 86400.0  # seconds; docs/format.md, section 8
+MAX_MESSAGES: Final = 1 << 40  # the same
+MAX_OPENERS: Final = 256  # message subkeys kept of one data key, 2.5 kB each
+SHORTEST_PAUSE: Final = 0.05  # seconds between two sweeps
+LONGEST_PAUSE: Final = 60.0  # the clock may jump, say when the machine wakes up
+MAX_CAPSULES: Final = 8  # forms of one capsule (before and after a repair) known to be genuine
+
+#: Seconds that also pass while the machine sleeps, where the system has such a clock.
+since_boot: Final[Clock] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    if hasattr(time, "CLOCK_BOOTTIME")
+    else time.monotonic
+)
+
+
+def _age(_: object, attribute: Attribute[Any], value: float) -> None:
+    if not 0 <= value <= MAX_AGE:
+        raise ValueError(f"{attribute.name} must be between 0 and 90 days, not {value} s")
+
+
+@frozen
+class CachePolicy:
+    """How long data keys are kept; durations in seconds.
+
+    ``max_age``: a data key seals, and opens, for so long; 0 keeps none: every call asks a service.
+    ``max_messages`` and ``max_bytes`` bound what one data key seals; a message counts as 64 KiB at
+    least.  ``max_entries`` bounds the keys kept for sealing, and likewise those for opening.
+    ``refresh_ahead``: the last part of a sealing key's age, messages and bytes, during which its
+    successor is made in the background.  ``stale_if_error``: so much longer it goes on sealing if
+    no successor could be made.  ``degraded_max_age`` bounds the age of a data key that recipients
+    are missing from.
+    """
+
+    max_age: Duration = field(default=Duration(300.0), validator=_age)
+    max_messages: int = field(
+        default=1 << 32, validator=(validators.ge(1), validators.le(MAX_MESSAGES))
+    )
+    max_bytes: int = field(default=1 << 48, validator=validators.ge(1))
+    max_entries: int = field(default=1000, validator=validators.ge(1))
+    refresh_ahead: float = field(default=0.2, validator=(validators.ge(0.0), validators.lt(1.0)))
+    stale_if_error: Duration = field(default=Duration(0.0), validator=_age)
+    degraded_max_age: Duration = field(default=Duration(30.0), validator=_age)
+
+
+@frozen
+class CacheCounts:
+    """What one side of the cache did.
+
+    ``hits``: messages that cost no service call; ``misses``: keys that were asked for while a
+    caller waited; ``coalesced``: callers who waited for a key that another had asked for;
+    ``evicted``: keys dropped before their time to make room; ``keys``: those held now.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    coalesced: int = 0
+    evicted: int = 0
+    keys: int = 0
+
+
+@frozen
+class CacheInfo:
+    """What the cache did since the client was made; see ``CacheCounts`` for the sums.
+
+    ``refreshed``: sealing keys replaced in the background, ``refresh_failed`` the attempts that
+    failed; ``stale_served``: messages sealed beyond a key's age (``[cache] stale_if_error``).
+    ``locked_bytes``: memory for data keys that the system keeps out of swap; ``lock_refused`` says
+    why there is none.
+    """
+
+    sealing: CacheCounts
+    opening: CacheCounts
+    refreshed: int = 0
+    refresh_failed: int = 0
+    stale_served: int = 0
+    locked_bytes: int = 0
+    lock_refused: str = ""
+
+    @property
+    def hits(self) -> int:
+        """Messages sealed and opened without asking a service."""
+        return self.sealing.hits + self.opening.hits
+
+    @property
+    def misses(self) -> int:
+        """Keys that were asked for while a caller waited."""
+        return self.sealing.misses + self.opening.misses
+
+    @property
+    def coalesced(self) -> int:
+        """Callers who waited for a key that another had asked for."""
+        return self.sealing.coalesced + self.opening.coalesced
+
+    @property
+    def evicted(self) -> int:
+        """Keys dropped before their time to make room."""
+        return self.sealing.evicted + self.opening.evicted
+
+
+class Flights(Generic[K, V]):
+    """Has work done once for everybody who wants the same at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[K, Future[V]] = {}
+        self.joined = 0
+
+    def run(self, key: K, work: Callable[[], V]) -> V:
+        """What ``work`` returns or raises, be it this caller's or one that is under way."""
+        while True:
+            with self._lock:
+                mine: Future[V] = Future()
+                flight = self._under_way.setdefault(key, mine)
+                self.joined += flight is not mine
+            if flight is mine:
+                return self._fly(key, mine, work)
+            error = flight.exception()
+            if error is None:
+                return flight.result()
+            if isinstance(error, Exception):
+                raise error
+            # That caller was interrupted, which is no reason for this one to give up.
+
+    def _fly(self, key: K, flight: Future[V], work: Callable[[], V]) -> V:
+        try:
+            result = work()
+        except BaseException as exc:
+            self._land(key)
+            flight.set_exception(exc)
+            raise
+        self._land(key)  # first: whoever comes now must see what was done, not what was under way
+        flight.set_result(result)
+        return result
+
+    def _land(self, key: K) -> None:
+        with self._lock:
+            del self._under_way[key]
+
+
+class OpenedKeys:
+    """Data keys that were unwrapped lately; no scope can drive out another's beyond its share.
+
+    ``openers`` is what hits read, without any lock: by the first 31 bytes of a message, which name
+    its data key and subkey.
+    """
+
+    def __init__(self, policy: CachePolicy, clock: Clock) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._keys: dict[bytes, _OpenedKey] = {}
+        self._scopes: dict[bytes, _Scope] = {}
+        self._era = 0  # grows when keys are forgotten: what was begun before is not kept
+        self._past_hits = self._misses = self._evicted = 0
+        self._flights: Flights[bytes, Keys] = Flights()
+        self.openers: Final[dict[bytes, Opener]] = {}
+
+    def find(self, key_id: bytes, capsule: bytes) -> Keys | None:
+        """The keys with this id, if they are kept.
+
+        ``capsule`` is the one in front of the message, and must be one that was verified; ``b""``
+        says that there is none.
+        """
+        with self._lock:
+            known = self._keys.get(key_id)
+            if known is None or (capsule and capsule not in known.capsules):
+                return None
+            known.used = self._clock()
+            if known.used >= known.ends:
+                self._drop(known)
+                return None
+            known.hits += 1
+            return known.keys
+
+    def unlocked(self, key_id: bytes, capsule: bytes, unlock: Callable[[], Keys]) -> Keys:
+        """What ``unlock`` gets out of this capsule, asked for once and kept."""
+        if self._policy.max_age <= 0:
+            return unlock()
+
+        def unlock_and_keep() -> Keys:
+            found = self.find(key_id, capsule)
+            if found is None:
+                era = self._era
+                found = self._keep(unlock(), capsule, era)
+            return found
+
+        return self._flights.run(capsule, unlock_and_keep)
+
+    def _keep(self, keys: Keys, capsule: bytes, era: int) -> Keys:
+        keys.drop_capsule_key()
+        now = self._clock()
+        with self._lock:
+            self._misses += 1
+            if era != self._era:  # everything was to be forgotten meanwhile
+                return keys
+            known = self._keys.get(keys.key_id)
+            if known is None:
+                known = self._insert(keys, now)
+            known.used = now
+            if len(known.capsules) >= MAX_CAPSULES:
+                del known.capsules[next(iter(known.capsules))]
+            known.capsules[capsule] = None
+            return known.keys
+
+    def _insert(self, keys: Keys, now: float) -> _OpenedKey:
+        self._drop_expired(now)
+        while len(self._keys) >= self._policy.max_entries:
+            self._evicted += 1
+            largest = max(self._scopes.values(), key=lambda scope: len(scope.keys))
+            self._drop(min(largest.keys.values(), key=self._last_use))
+        scope = self._scopes.setdefault(keys.scope.encoded, _Scope(keys.scope))
+        known = _OpenedKey(keys, scope, ends=now + self._policy.max_age)
+        self._keys[keys.key_id] = scope.keys[keys.key_id] = known
+        return known
+
+    def _last_use(self, known: _OpenedKey) -> float:
+        return max(known.used, *(self.openers[prefix].used for prefix in known.prefixes), -inf)
+
+    def opener(self, keys: Keys, head: bytes, capsule: bytes) -> Opener:
+        """For messages without stored context that start with ``head``, kept if the keys are."""
+        prefix = head[:SUBKEY_PREFIX_BYTES]
+        opener = Opener(keys, prefix, capsule)
+        with self._lock:
+            known = self._keys.get(keys.key_id)
+            if known is not None and known.keys is keys:
+                self._drop_opener(known, prefix)
+                if len(known.prefixes) >= MAX_OPENERS:
+                    self._drop_opener(known, next(iter(known.prefixes)))
+                known.prefixes[prefix] = None
+                opener.expires = known.ends
+                opener.scope = known.scope.context or None
+                self.openers[prefix] = opener
+        return opener
+
+    def forget(self, context: Context | None = None, key_id: bytes | None = None) -> int:
+        """Drop the keys whose scope is part of ``context``, or with this id; how many that were."""
+        with self._lock:
+            self._era += 1
+            gone = [
+                known
+                for known in self._keys.values()
+                if (context is None or context.includes(known.keys.scope))
+                and (key_id is None or key_id == known.keys.key_id)
+            ]
+            for known in gone:
+                self._drop(known)
+        return len(gone)
+
+    def drop_expired(self) -> float:
+        """Drop the keys whose time is over; when the next one's will be (``inf``: none is left)."""
+        with self._lock:
+            self._drop_expired(self._clock())
+            return min((known.ends for known in self._keys.values()), default=inf)
+
+    def _drop_expired(self, now: float) -> None:
+        for known in [known for known in self._keys.values() if known.ends <= now]:
+            self._drop(known)
+
+    def _drop(self, known: _OpenedKey) -> None:
+        for prefix in list(known.prefixes):
+            self._drop_opener(known, prefix)
+        self._past_hits += known.hits
+        key_id = known.keys.key_id
+        del self._keys[key_id], known.scope.keys[key_id]
+        if not known.scope.keys:
+            del self._scopes[known.scope.context.encoded]
+
+    def _drop_opener(self, known: _OpenedKey, prefix: bytes) -> None:
+        if prefix in known.prefixes:
+            del known.prefixes[prefix]
+            opener = self.openers.pop(prefix)
+            self._past_hits += opener.hits
+            opener.retire()
+
+    @property
+    def counts(self) -> CacheCounts:
+        """What it did so far."""
+        with self._lock:
+            hits = sum(known.hits for known in self._keys.values())
+            hits += sum(opener.hits for opener in self.openers.values())
+            return CacheCounts(
+                hits=self._past_hits + hits,
+                misses=self._misses,
+                coalesced=self._flights.joined,
+                evicted=self._evicted,
+                keys=len(self._keys),
+            )
+
+
+@define(eq=False)
+class _Scope:
+    """The keys kept under one scope, whose one context object stands for it in comparisons."""
+
+    context: Context
+    keys: dict[bytes, _OpenedKey] = field(factory=dict)
+
+
+@define(eq=False)
+class _OpenedKey:
+    keys: Keys
+    scope: _Scope
+    ends: float
+    used: float = -inf
+    hits: int = 0
+    #: The capsules that proved genuine, oldest first.
+    capsules: dict[bytes, None] = field(factory=dict)
+    #: Of the messages it has openers for, oldest first.
+    prefixes: dict[bytes, None] = field(factory=dict)
+
+
+class Sweeper:
+    """Drops keys when their time is over, though nobody asks for them: one thread while any are."""
+
+    def __init__(self, sweep: Callable[[], float], clock: Clock) -> None:
+        """``sweep`` drops what is over and says when the next will be (``inf``: none is left)."""
+        self._sweep = sweep
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def begin(self) -> None:
+        """There is something to be dropped in time."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="kms-cache", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """Sweep no more; idempotent."""
+        self._stop.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while (pause := self._pause()) is not None:
+            self._stop.wait(pause)
+
+    def _pause(self) -> float | None:
+        with self._lock:
+            soonest = inf if self._stop.is_set() else self._sweep()
+            if soonest == inf:
+                self._thread = None
+                return None
+        return min(max(soonest - self._clock(), SHORTEST_PAUSE), LONGEST_PAUSE)

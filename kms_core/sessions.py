@@ -1,0 +1,255 @@
+"""Message subkeys in use: all that is the same for many messages is worked out once.
+
+A ``Session`` seals and an ``Opener`` opens one-shot messages (docs/format.md, section 6) that
+share a data key and a salt.  The hot paths of ``client`` read their fields: plain objects with
+slots, because a method call would cost as much as the checks it hides.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, repeat
+from math import inf
+from typing import Any, Final, TypeVar
+
+from attrs import field, frozen
+from cryptography.exceptions import InvalidTag
+
+from kms_core.aead import Keys
+from kms_core.context import Context
+from kms_core.errors import IntegrityError
+from kms_core.header import (
+    IV_BYTES,
+    KIND_MESSAGE,
+    MAGIC,
+    MAX_CAPSULE_BYTES,
+    MAX_PLAINTEXT_BYTES,
+    SALT_BYTES,
+    SUBKEY_PREFIX_BYTES,
+    TAG_BYTES,
+)
+
+T = TypeVar("T")
+
+#: Up to so many bytes a message is put together from parts; larger ones are written in place,
+#: because a second large buffer costs more than their encryption.
+SMALL: Final = 1 << 16
+#: A subkey serves at most 2^20 messages and 2^36 bytes (docs/format.md, section 8).  So many small
+#: messages stay below that, even those given as views, whose ``len`` counts items of eight bytes.
+SESSION_MESSAGES: Final = 1 << 16
+SESSION_BYTES: Final = 1 << 35  # in messages that are not small
+_CPYTHON: Final = sys.implementation.name == "cpython"
+_BODY: Final = SUBKEY_PREFIX_BYTES + IV_BYTES  # where the ciphertext starts
+_MOST: Final = MAX_CAPSULE_BYTES + _BODY + MAX_PLAINTEXT_BYTES + TAG_BYTES
+_DRAW: Final = 1024  # IVs drawn at once within one bulk call, never kept for another
+
+#: Straight from the kernel and without giving up the interpreter's lock, as ``os.urandom`` does:
+#: that costs threads more than the numbers themselves.  Up to 256 bytes it never draws less.
+_random: Callable[[int], bytes] = getattr(os, "getrandom", os.urandom)
+
+
+class Session:
+    """Seals messages under one subkey until ``expires``, as many as were granted.
+
+    ``iv()`` draws one IV and counts one message; ``StopIteration`` says that none are left.
+    ``inline`` and ``compact`` are what a message starts with: capsule, key id and salt, or without
+    the capsule, which is ``None`` as long as that is in no store.
+    """
+
+    __slots__ = (
+        *("_aead", "_charge", "_grant", "_granted", "_large"),
+        *("compact", "encrypt", "expires", "inline", "iv", "owner"),
+    )
+
+    def __init__(
+        self,
+        owner: object,
+        keys: Keys,
+        capsule: bytes,
+        grant: int,
+        charge: Callable[[int, int], bool],
+        *,
+        stored: bool = False,
+    ) -> None:
+        """``owner`` tells one client's sessions from another's.
+
+        ``charge(messages, bytes)`` counts what the grant, of small messages, does not cover.
+        """
+        salt = _random(SALT_BYTES)
+        prefix = _prefix(keys, salt)
+        self._aead: Any = keys.one_shot(KIND_MESSAGE, salt).aead
+        self._grant = repeat(IV_BYTES, grant)
+        self._granted = grant
+        self._charge = charge
+        self._large = 0  # bytes in messages that are not small
+        self.owner = owner
+        self.expires = -inf
+        self.encrypt: Callable[[bytes, Any, bytes], bytes] = self._aead.encrypt
+        self.iv: Callable[[], bytes] = map(_random, self._grant).__next__
+        self.inline = capsule + prefix
+        self.compact: Any = prefix if stored else None
+
+    @property
+    def prefix(self) -> bytes:
+        """What a message starts with whose capsule is elsewhere."""
+        return self.inline[-SUBKEY_PREFIX_BYTES:]
+
+    @property
+    def left(self) -> int:
+        """How many messages may still be sealed."""
+        return operator.length_hint(self._grant) if self._large < SESSION_BYTES else 0
+
+    @property
+    def used(self) -> int:
+        """How many messages were sealed."""
+        return self._granted - operator.length_hint(self._grant)
+
+    def seal_large(self, front: bytes, data: bytes | bytearray | memoryview, aad: bytes) -> bytes:
+        """One message, its ciphertext written where it stays.
+
+        Raises ``StopIteration`` as ``iv`` does, and ``TypeError`` for what no message can hold.
+        """
+        plaintext = memoryview(data).cast("B")
+        self._large += len(plaintext)
+        if len(plaintext) > MAX_PLAINTEXT_BYTES:
+            raise TypeError
+        if self._large >= SESSION_BYTES or not self._charge(0, len(plaintext)):
+            raise StopIteration
+        head = front + self.iv()
+        if not _CPYTHON:
+            return head + self.encrypt(head[-IV_BYTES:], plaintext, aad)
+        sealed, room = _new_bytes(len(head) + len(plaintext) + TAG_BYTES)
+        room[: len(head)] = head
+        self._aead.encrypt_into(head[-IV_BYTES:], plaintext, aad, room[len(head) :])
+        return sealed
+
+    def retire(self) -> None:
+        """Seal nothing any more, and let go of the key wherever this session is still known."""
+        self.expires = -inf
+        self.encrypt = _gone
+        self._aead = None
+
+
+class Opener:
+    """Opens messages under one subkey until ``expires``.
+
+    ``scope`` must be part of a message's context (``None``: nothing must).  ``front`` is how a
+    message starts whose capsule was verified, ``None`` if none was.  ``used`` and ``hits``: when
+    last, and how often.
+    """
+
+    __slots__ = ("decrypt", "expires", "front", "hits", "scope", "used")
+
+    def __init__(self, keys: Keys, prefix: bytes, capsule: bytes) -> None:
+        """``prefix`` is what names data key and subkey: the message up to its IV."""
+        aead = keys.one_shot(prefix[1], prefix[-SALT_BYTES:]).aead
+        self.decrypt: Callable[[Any, Any, bytes], bytes] = aead.decrypt
+        self.front = capsule + prefix if capsule else None
+        self.scope: Context | None = keys.scope
+        self.expires = self.used = -inf
+        self.hits = 0
+
+    def open(self, iv: bytes, ciphertext: bytes | memoryview, aad: bytes) -> bytes:
+        """The plaintext; raises ``IntegrityError`` unless everything authenticates."""
+        try:
+            return self.decrypt(iv, ciphertext, aad)
+        except InvalidTag:
+            raise IntegrityError from None
+
+    def retire(self) -> None:
+        """Open nothing any more, and let go of the key."""
+        self.expires = -inf
+        self.decrypt = _gone
+
+
+@frozen
+class SealedMany:
+    """Many values sealed under one data key: its capsule once, and a message for each value.
+
+    ``capsule + messages[i]`` is an envelope of its own.  ``capsule`` is empty where the client
+    keeps it in its capsule store: then each message is an envelope by itself.
+    """
+
+    capsule: bytes = field(repr=False)
+    messages: list[bytes] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+
+def seal_all(keys: Keys, values: Sequence[Any], aads: Iterable[bytes]) -> Iterator[bytes]:
+    """Messages without capsules, one for each value, their IVs drawn many at a time.
+
+    The caller has counted them.  Raises ``TypeError`` at a value that is not bytes.
+    """
+    aads = iter(aads)
+    small = max(map(len, values), default=0) <= SMALL
+    per_salt = SESSION_MESSAGES if small else SESSION_BYTES // MAX_PLAINTEXT_BYTES
+    for chunk in _batched(values, per_salt):
+        salt = _random(SALT_BYTES)
+        prefix = _prefix(keys, salt)
+        encrypt = keys.one_shot(KIND_MESSAGE, salt).aead.encrypt
+        for batch in _batched(chunk, _DRAW):
+            ivs = os.urandom(IV_BYTES * len(batch))
+            at = range(0, len(ivs), IV_BYTES)
+            yield from [
+                prefix + (iv := ivs[start : start + IV_BYTES]) + encrypt(iv, value, aad)
+                for start, value, aad in zip(at, batch, aads)  # noqa: B905  aads may be endless
+            ]
+
+
+def open_all(keys: Keys, messages: Iterable[bytes], aads: Iterable[bytes]) -> Iterator[bytes]:
+    """The plaintexts of messages without capsules; raises ``IntegrityError`` at a bad one."""
+    prefix = b"?"
+    decrypt: Callable[[bytes, bytes, bytes], bytes] = _gone
+    for message, aad in zip(messages, aads):  # noqa: B905  aads may be endless
+        if not message.startswith(prefix):
+            prefix = message[:SUBKEY_PREFIX_BYTES]
+            if not prefix.startswith(_prefix(keys, b"")):
+                raise IntegrityError
+            decrypt = keys.one_shot(KIND_MESSAGE, prefix[-SALT_BYTES:]).aead.decrypt
+        try:
+            yield decrypt(message[SUBKEY_PREFIX_BYTES:_BODY], message[_BODY:], aad)
+        except InvalidTag:
+            raise IntegrityError from None
+
+
+def _batched(values: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    remaining = iter(values)  # itertools.batched is not in Python 3.11
+    while batch := tuple(islice(remaining, size)):
+        yield batch
+
+
+def _prefix(keys: Keys, salt: bytes) -> bytes:
+    """What a message starts with whose capsule is elsewhere."""
+    return bytes((MAGIC, KIND_MESSAGE, keys.suite)) + keys.key_id + salt
+
+
+def _gone(*_: object) -> bytes:
+    """Stands for the cipher of a key that was dropped."""
+    raise TypeError
+
+
+def view_of_large(sealed: bytes) -> memoryview:
+    """A message whose parts are looked at without copying them; ``TypeError``: it is too large."""
+    if len(sealed) > _MOST:
+        raise TypeError
+    return memoryview(sealed)
+
+
+def _new_bytes(size: int) -> tuple[bytes, memoryview]:
+    """A new ``bytes`` object and, until it is shown to anybody, a view to write its contents to.
+
+    The C API makes such objects to be filled in.  Zeroing one first, or joining parts, would cost
+    another pass over memory and, through the allocator, hundreds of page faults.
+    """
+    import ctypes  # large messages only
+
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
+    made: bytes = make(None, size)
+    array = ctypes.c_char * size
+    return made, memoryview(array.from_address(id(made) + bytes.__basicsize__ - 1)).cast("B")
