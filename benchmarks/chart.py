@@ -9,6 +9,8 @@ from xml.sax.saxutils import escape
 
 from attrs import frozen
 
+from benchmarks.results import figure
+
 _LABELS: Final = 270
 _PLOT: Final = 560
 _ROW: Final = 24
@@ -81,5 +83,5 @@ def _panel(panel: Panel, top: int, decades: int) -> Iterator[str]:
         yield (
             f'<text x="{_LABELS - 8}" y="{y + 12}" text-anchor="end">{escape(bar.label)}</text>'
             f'<rect x="{_LABELS}" y="{y}" width="{length:.1f}" height="{_BAR}" fill="{colour}"/>'
-            f'<text x="{_LABELS + length + 6:.0f}" y="{y + 12}">{bar.value:.3g}</text>'
+            f'<text x="{_LABELS + length + 6:.0f}" y="{y + 12}">{figure(bar.value)}</text>'
         )

@@ -7,7 +7,7 @@ call, so what is measured of a call that asks it is the library's own work.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import IO, Any, Final
 
@@ -20,19 +20,38 @@ from kms_core.testing import Failure, MemoryStore, memory
 
 NAME = "kms_core"
 REQUIREMENTS = ("kms-core",)
-_SHORT_AGE: Final = 0.5
+_NO_REFRESH: Final = CachePolicy(refresh_ahead=0.0)
 _PIECE: Final = 1 << 20
 _MEMORY: Final = Found("memory", "kms-core", "", 1, lambda: memory)
 
 
-def client(*stores: MemoryStore, cache: CachePolicy | None = None) -> Kms:
+class Shifted:
+    """Real time, and more of it when that is asked for."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return time.monotonic() + self._ahead
+
+    def skip(self, seconds: float) -> None:
+        """So much later."""
+        self._ahead += seconds
+
+
+def client(
+    *stores: MemoryStore,
+    cache: CachePolicy | None = None,
+    clock: Callable[[], float] | None = None,
+) -> Kms:
     """A client with one recipient for each of the stores."""
     instances = {
         f"store-{number}": InstanceConfig("memory", {"store": store})
         for number, store in enumerate(stores, 1)
     }
     settings = Settings(instances, cache=cache or CachePolicy())
-    return Kms(settings, capsules=MemoryCapsules(), plugins=[_MEMORY])
+    return Kms(settings, capsules=MemoryCapsules(), plugins=[_MEMORY], clock=clock)
 
 
 def _cached(*, inline: bool, reusable: bool) -> Vault:
@@ -85,9 +104,10 @@ def _options(service: Service) -> dict[str, Any]:
 class _Crowded:
     """Two recipients whose services take ``delay`` seconds."""
 
-    def __init__(self, delay: float, cache: CachePolicy) -> None:
+    def __init__(self, delay: float) -> None:
         self._stores = MemoryStore(), MemoryStore()
-        self.kms = client(*self._stores, cache=cache)
+        self.clock = Shifted()
+        self.kms = client(*self._stores, cache=_NO_REFRESH, clock=self.clock)
         self.kms.warm_up()
         for store in self._stores:
             store.panel.fail(Failure.SLOW, seconds=delay)
@@ -98,17 +118,15 @@ class _Crowded:
 
 
 def _sealing_herd(delay: float, *, expired: bool) -> Herd:
-    crowded = _Crowded(
-        delay, CachePolicy(max_age=Duration(_SHORT_AGE), refresh_ahead=0.0, max_entries=10)
-    )
+    crowded = _Crowded(delay)
     if expired:
         crowded.kms.seal(b"", CONTEXT)
-        time.sleep(_SHORT_AGE * 1.2)
+        crowded.clock.skip(_NO_REFRESH.max_age + 1)
     return Herd(partial(crowded.kms.seal, bytes(256), CONTEXT), crowded.asked)
 
 
 def _opening_herd(delay: float) -> Herd:
-    crowded = _Crowded(delay, CachePolicy())
+    crowded = _Crowded(delay)
     sealed = crowded.kms.seal(bytes(256), CONTEXT)
     crowded.kms.forget()
     return Herd(partial(crowded.kms.open, sealed, CONTEXT), crowded.asked)

@@ -16,7 +16,7 @@ from attrs import asdict
 from benchmarks.bench import Bench, Subject
 from benchmarks.chart import Bar, Panel, drawn
 from benchmarks.limits import Peer, Verdict, verdicts
-from benchmarks.results import Results, Row, Spread
+from benchmarks.results import Results, Row, Spread, figure
 
 _OURS: Final = "kms_core"
 _CHARTED: Final = {"seal, 1 KiB": "Sealing 1 KiB", "open, 1 KiB": "Opening 1 KiB"}
@@ -96,7 +96,7 @@ def limits_table(judged: Sequence[Verdict]) -> Iterator[str]:
     """One row for each limit."""
     yield "| what | measured | limit | met |\n| --- | ---: | ---: | --- |"
     for verdict in judged:
-        measured = "not measured" if verdict.measured is None else _figure(verdict.measured)
+        measured = "not measured" if verdict.measured is None else figure(verdict.measured)
         sign = "≤" if verdict.at_most else "≥"
         unit = f" {verdict.unit}".rstrip()
         note = f" ({verdict.note})" if verdict.note else ""
@@ -110,7 +110,7 @@ def _suite_table(rows: Sequence[Row]) -> Iterator[str]:
     yield "| case | subject | median | p10 to p90 | time / base | p10 to p90 | base |"
     yield "| --- | --- | ---: | --- | ---: | --- | --- |"
     for row in rows:
-        value, spread = _figure(row.value.median), _between(row.value)
+        value, spread = figure(row.value.median), _between(row.value)
         ratio = f"{row.ratio.median:.2f}" if row.ratio else ""
         ratios = f"{row.ratio.low:.2f} to {row.ratio.high:.2f}" if row.ratio else ""
         yield (
@@ -128,12 +128,7 @@ def _subjects_table(subjects: Sequence[Subject]) -> Iterator[str]:
 
 
 def _between(spread: Spread) -> str:
-    return f"{_figure(spread.low)} to {_figure(spread.high)}"
-
-
-def _figure(value: float) -> str:
-    """Three digits that mean something."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{figure(spread.low)} to {figure(spread.high)}"
 
 
 def chart(results: Results) -> str:

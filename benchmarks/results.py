@@ -95,3 +95,8 @@ def row_of(
     values = [factor * 1e9 / own if per_second else factor * own for _, own in samples]
     ratio = Spread.of(own / other for other, own in samples)
     return Row(*named, Spread.of(values), unit, ratio, base)
+
+
+def figure(value: float) -> str:
+    """Three digits that mean something."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -5,7 +5,6 @@ Needs nothing beyond Python: it runs in the peers' environments too.
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from benchmarks.peer import Call, Duel
 
 LONG_ENOUGH: Final = 2_000_000  # nanoseconds: the clock's own grain and cost vanish in it
 _MOST: Final = 1 << 20
+_NO_HICCUP: Final = 50  # times what was asked for: such a call really takes that long
 
 Clock = Callable[[], int]
 
@@ -31,9 +31,13 @@ def batch(call: Call, count: int, clock: Clock = time.perf_counter_ns) -> float:
 
 def calibrated(call: Call, at_least: int = LONG_ENOUGH, clock: Clock = time.perf_counter_ns) -> int:
     """How many calls take so many nanoseconds; the call has warmed up when this returns."""
+    call()
     count = 1
     while count < _MOST:
         taken = batch(call, count, clock) * count
+        if at_least <= taken < _NO_HICCUP * at_least:
+            # The scheduler may have been in the way: what counts is the better of two.
+            taken = min(taken, batch(call, count, clock) * count)
         if taken >= at_least:
             return count
         count = min(_MOST, max(count * 2, round(count * 1.2 * at_least / max(taken, 1.0))))
@@ -60,7 +64,6 @@ class Timer:
     def _timed(self, call: Call, count: int) -> float:
         if self._duel.before is not None:
             self._duel.before()
-        gc.collect()
         if self._threads == 1:
             return batch(call, count)
         return crowded(call, max(1, count // self._threads), self._threads)

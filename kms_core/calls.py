@@ -452,27 +452,26 @@ class Caller:
         except KMSError as exc:
             if not exc.retryable:
                 raise
-            first = exc
-        return self._retry(call, attempt, first, deadline, attempts)
+            failed = [exc]
+        return self._retry(call, attempt, failed, deadline, attempts)
 
     def _retry(
         self,
         call: Call[T],
         attempt: Callable[[], T],
-        first: KMSError,
+        failed: list[KMSError],
         deadline: Deadline,
         attempts: int,
     ) -> T:
-        """Further attempts after the ``first`` error, within time and budget; then the last error.
+        """Further attempts within time and budget; ``failed`` is how the first did, and emptied.
 
-        Apart from the first attempt, because loading and building what retries costs more than most
-        calls, and most calls succeed.
+        Apart from that one because most calls succeed, and loading and building what retries costs
+        more than all else that is done for them here.
         """
         import tenacity
 
         budget = self.standing(call.relay).retries
         jitter = tenacity.wait_random_exponential(multiplier=0.1, max=2.0)
-        failed = [first]
 
         def again() -> T:
             if failed:

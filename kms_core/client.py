@@ -68,6 +68,7 @@ ContextLike = Mapping[str, str] | None
 
 MAX_DIRECT_BYTES: Final = 4096  # what every service encrypts itself; more is for envelopes
 MAX_GENERATIONS: Final = 10_000  # stored capsules whose generation is remembered
+RECENT_CONTEXTS: Final = 256  # given as plain dicts, and kept encoded
 REFRESH_THREADS: Final = 4  # data keys that are replaced in the background at once
 SQLITE_SUFFIXES: Final = frozenset({".db", ".sqlite", ".sqlite3"})
 #: What the hot paths run into where there is more to do: no key at hand, one that was dropped or is
@@ -112,6 +113,8 @@ class Kms:
         )
         self._parents: list[Assembly] = []
         self._no_context = Context()
+        self._recent: dict[tuple[tuple[str, str], ...], Context] = {}
+        self._key_context = settings.envelope.key_context
         self._start()
         policy = settings.envelope
         self._capsules = _configured_store(policy.capsules) if capsules is None else capsules
@@ -283,7 +286,7 @@ class Kms:
         with self._told("seal") as outcome:
             plaintext = _data(data)
             envelope.check_size(plaintext)
-            supplied, stored = _context(context), _optional_context(stored_context)
+            supplied, stored = self._kept(context), _optional_context(stored_context)
             key = self._sealing_key(supplied, stored, size=len(plaintext))
             outcome.missing = key.missing
             message = envelope.seal_message(key.keys, plaintext, supplied, stored)
@@ -293,12 +296,28 @@ class Kms:
 
     def _bound(self, pairs: ContextLike) -> Context:
         """A context that knows what to seal with, if that is known."""
-        context = self._no_context if pairs is None else _context(pairs)
-        values = context._pairs  # noqa: SLF001
-        names = self._settings.envelope.key_context
-        partition = tuple([values[name] for name in names]) if names else ()
-        context.session = self._sessions.get(partition)
+        context = self._kept(pairs)
+        names = self._key_context
+        context.session = self._sessions.get(tuple([context[name] for name in names]))
         return context
+
+    def _kept(self, pairs: ContextLike) -> Context:
+        """The context for these pairs, encoded once if they came lately."""
+        if pairs is None:
+            return self._no_context
+        if type(pairs) is not dict:
+            return _context(pairs)
+        items = tuple(pairs.items())
+        try:
+            known = self._recent.get(items)
+        except TypeError:  # not even hashable
+            return _context(pairs)
+        if known is None:
+            known = _context(pairs)
+            if len(self._recent) >= RECENT_CONTEXTS:
+                self._recent.clear()
+            self._recent[items] = known
+        return known
 
     def seal_many(
         self,
@@ -365,8 +384,6 @@ class Kms:
         supplied = contexts or [_common_context(context)]
         with self._told("open"):
             keys = envelope.keys_for_many(sealed.capsule, supplied, self._unwrap, self._opened)
-            for message in messages:
-                header.parse_message_header(message)
             aads = (each.encoded for each in contexts) if contexts else repeat(supplied[0].encoded)
             yield from open_all(keys, messages, aads)
 
@@ -481,7 +498,7 @@ class Kms:
                 opener.used = now
                 opener.hits += 1
                 body = end + IV_BYTES
-                whole = sealed if len(sealed) <= SMALL else view_of_large(sealed)
+                whole = sealed if len(sealed) <= SMALL else view_of_large(sealed, body)
                 return opener.decrypt(sealed[end:body], whole[body:], bound._encoded)  # noqa: SLF001
         except _NOT_AT_HAND:
             pass

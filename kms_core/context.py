@@ -15,7 +15,7 @@ MAX_CONTEXT_PAIRS: Final = 64  # bounds what an unauthenticated header can make 
 MAX_CONTEXT_BYTES: Final = 8192  # what AWS takes as EncryptionContext, and most HSMs as AAD
 RESERVED_PREFIX: Final = "kms_core:"  # the core's own entries in a wrap context
 
-_RESERVED: Final = RESERVED_PREFIX.encode()
+RESERVED_BYTES: Final = RESERVED_PREFIX.encode()
 #: Lengths as they are encoded, for all that are usual: a look-up is half the cost of to_bytes.
 _LENGTHS: Final = tuple(length.to_bytes(2, "big") for length in range(256))
 
@@ -58,7 +58,7 @@ class Context(Mapping[str, str]):
     @property
     def reserved(self) -> bool:
         """Whether it uses a name that only the core may use."""
-        return _RESERVED in self._encoded and any(
+        return RESERVED_BYTES in self._encoded and any(
             key.startswith(RESERVED_PREFIX) for key in self._pairs
         )
 

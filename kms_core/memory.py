@@ -136,6 +136,7 @@ class Arena:
             self._closed = True
             for slot in tuple(self._slots):
                 self.discard(slot)
+            self._give_back()
 
     # --- what secrets do -------------------------------------------------------------------------
 
@@ -200,7 +201,13 @@ class Arena:
         page.memory[slot.start : slot.start + page.slot_bytes] = bytes(page.slot_bytes)
         page.free.append(slot.start)
         self._slots.discard(slot)
-        if self._closed and page.is_unused:
+        if self._closed:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """The pages that are not in use."""
+        unused = [page for page in self._pages if page.is_unused]
+        for page in unused:
             self._pages.remove(page)
             page.close()
 

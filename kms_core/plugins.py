@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import pluggy
@@ -20,6 +20,9 @@ from kms_core.config import nearest
 from kms_core.errors import PluginError
 from kms_core.hookspecs import API_VERSION, GROUP, PROJECT, PluginSpec, ProviderSpec
 from kms_core.types import PluginInfo, Provider
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 REQUIRED_HOOKS: Final = ("encrypt", "decrypt", "health")
 PROTECTIONS: Final = ("hsm", "software", "local")
@@ -64,17 +67,27 @@ def discover() -> Iterator[Found]:
 
     seen: set[str] = set()
     for distribution in metadata.distributions():
+        if not _may_be_ours(distribution):  # parsing what all are called takes far longer
+            continue
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
-        if name in seen:  # shadowed by an earlier entry of sys.path, as imports would be
+        if not name or name in seen:
             continue
         seen.add(name)
         try:
-            entries = distribution.entry_points
+            first = metadata.distribution(name)  # another may shadow it, as imports would be
+            entries = first.entry_points
         except Exception:  # noqa: BLE001, S112  what a stranger installed badly stops nobody
             continue
         for entry in entries:
             if match := _GROUP.fullmatch(entry.group):
-                yield Found(entry.name, name, distribution.version, int(match[1]), entry.load)
+                yield Found(entry.name, name, first.version, int(match[1]), entry.load)
+
+
+def _may_be_ours(distribution: Distribution) -> bool:
+    try:
+        return f"[{PROJECT}.v" in (distribution.read_text("entry_points.txt") or "")
+    except Exception:  # noqa: BLE001  of a stranger
+        return False
 
 
 class Plugins:

@@ -54,6 +54,7 @@ class Race:
         self._bad = 0
         self._hedge_at = 0.0
         self._hedges = False  # whether the last wait ended because it was time to
+        self._insists = False  # whether this is the last resort: breakers are asked for a probe
 
     def run(
         self,
@@ -139,7 +140,7 @@ class Race:
                 return True
         return False
 
-    def _start(self, relay: Relay, bound: Bound, *, alone: bool, early: bool = False) -> bool:
+    def _start(self, relay: Relay, bound: Bound, *, alone: bool) -> bool:
         """Start a candidate; ``alone``: there is nobody else to turn to."""
         leave: TokenBucket | None = None
         try:
@@ -149,9 +150,9 @@ class Race:
                 "decrypt",
                 _unwrapping(bound),
                 self._deadline,
-                self._caller.policy.attempts if alone and not early else 1,
+                self._caller.policy.attempts if alone and not self._insists else 1,
                 key=bound[0].key_uri,
-                early=early,
+                early=self._insists,
                 insist=alone,
             )
         except ServiceError as exc:
@@ -160,8 +161,11 @@ class Race:
             if isinstance(exc, Throttled) and leave is not None and not alone:
                 self._put_off.append((relay, bound))
                 return False
-            if isinstance(exc, BreakerOpen) and not early:
-                self._refused.append((relay, bound))
+            if isinstance(exc, BreakerOpen):
+                if self._insists:
+                    return False  # it is on record already
+                mine = [item for item in self._waiting if item[0] is relay]
+                self._refused += [(relay, bound), *mine]  # any of them may be its own
             self._failures.append(Attempt(relay.name, exc, 0.0))
             self._skip(relay, exc)
             return False
@@ -179,14 +183,21 @@ class Race:
         return False
 
     def _start_last_resort(self) -> bool:
-        """Where breakers alone stand in the way, try one in spite of it, now and then."""
-        if not self._refused or any(
-            not isinstance(attempt.error, BreakerOpen) for attempt in self._failures
+        """Where breakers stand in the way, ask all that they refused, now and then.
+
+        Not where a wrap may be at fault: whoever makes bad ones would use this up for everybody.
+        """
+        if (
+            self._insists
+            or not self._refused
+            or any(_may_be_the_wrap(attempt.error) for attempt in self._failures)
+            or not self._caller.last_resort.take()
         ):
             return False
-        relay, bound = self._refused.pop(0)
-        self._refused.clear()
-        return self._caller.last_resort.take() and self._start(relay, bound, alone=True, early=True)
+        self._insists = True
+        self._waiting, self._refused = self._refused, []
+        self._fill()
+        return bool(self._running)
 
     def _wait(self) -> list[Call[_Answer | None]]:
         """Until an answer, a time-out, or the moment to hedge; the calls that are over."""

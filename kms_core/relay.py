@@ -75,6 +75,8 @@ class Relay:
         offline_wrap: OfflineWrap = "never",
     ) -> None:
         self.info = info
+        #: The instance's name in the configuration.
+        self.name: Final = info.name
         self.provider = provider
         self.breaker = breaker
         self.workers = workers
@@ -90,11 +92,6 @@ class Relay:
         self._public_keys: dict[str, PublicKey] = {}  # by the key URI that signatures name
         self._domains: dict[str, str] = {}  # by key URI
         self._operations = _operations(provider, self._manager)
-
-    @property
-    def name(self) -> str:
-        """The instance's name in the configuration."""
-        return self.info.name
 
     @property
     def key_uri(self) -> str:

@@ -79,6 +79,7 @@ class Router:
         self._clock = clock
         self.policy = policy
         self._checks: dict[tuple[str, object], Future[Any]] = {}
+        self._local = {name for name, relay in relays.items() if relay.info.protection == "local"}
 
     def deadline(self) -> Deadline:
         """The deadline of a public call that starts now."""
@@ -295,15 +296,12 @@ class Router:
         self, key_uris: Mapping[str, str], names: Sequence[str], quorum: Quorum
     ) -> set[str]:
         """The distinct domains that count: a local copy only where nothing better is configured."""
-        local_counts = quorum.allow_weaker or all(self._is_local(name) for name in names)
+        local_counts = quorum.allow_weaker or self._local.issuperset(names)
         return {
             self.relays[name].domain(key_uri)
             for name, key_uri in key_uris.items()
-            if local_counts or not self._is_local(name)
+            if local_counts or name not in self._local
         }
-
-    def _is_local(self, name: str) -> bool:
-        return self.relays[name].info.protection == "local"
 
     def _shortfall(
         self, wraps: Mapping[str, Ciphertext], names: Sequence[str], quorum: Quorum
@@ -314,7 +312,7 @@ class Router:
         uris = {name: wrap.key_uri for name, wrap in wraps.items()}
         have = len(self._domains(uris, names, quorum))
         message = f"nothing was written: {have} of {quorum.domains} domains could wrap the data key"
-        if wraps and not quorum.allow_weaker and all(map(self._is_local, wraps)):
+        if wraps and not quorum.allow_weaker and self._local.issuperset(wraps):
             message += " (a local copy alone needs envelope.allow_weaker = true)"
         return message
 

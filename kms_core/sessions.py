@@ -25,11 +25,11 @@ from kms_core.header import (
     IV_BYTES,
     KIND_MESSAGE,
     MAGIC,
-    MAX_CAPSULE_BYTES,
     MAX_PLAINTEXT_BYTES,
     SALT_BYTES,
     SUBKEY_PREFIX_BYTES,
     TAG_BYTES,
+    parse_message_header,
 )
 
 T = TypeVar("T")
@@ -43,7 +43,6 @@ SESSION_MESSAGES: Final = 1 << 16
 SESSION_BYTES: Final = 1 << 35  # in messages that are not small
 _CPYTHON: Final = sys.implementation.name == "cpython"
 _BODY: Final = SUBKEY_PREFIX_BYTES + IV_BYTES  # where the ciphertext starts
-_MOST: Final = MAX_CAPSULE_BYTES + _BODY + MAX_PLAINTEXT_BYTES + TAG_BYTES
 _DRAW: Final = 1024  # IVs drawn at once within one bulk call, never kept for another
 
 #: Straight from the kernel and without giving up the interpreter's lock, as ``os.urandom`` does:
@@ -202,18 +201,23 @@ def seal_all(keys: Keys, values: Sequence[Any], aads: Iterable[bytes]) -> Iterat
 
 
 def open_all(keys: Keys, messages: Iterable[bytes], aads: Iterable[bytes]) -> Iterator[bytes]:
-    """The plaintexts of messages without capsules; raises ``IntegrityError`` at a bad one."""
+    """The plaintexts of messages without capsules.
+
+    Raises ``FormatError`` or ``IntegrityError`` at the first that is none, or not of these keys.
+    """
     prefix = b"?"
     decrypt: Callable[[bytes, bytes, bytes], bytes] = _gone
     for message, aad in zip(messages, aads):  # noqa: B905  aads may be endless
         if not message.startswith(prefix):
             prefix = message[:SUBKEY_PREFIX_BYTES]
-            if not prefix.startswith(_prefix(keys, b"")):
+            header = parse_message_header(message)
+            if header.kind != KIND_MESSAGE or not prefix.startswith(_prefix(keys, b"")):
                 raise IntegrityError
             decrypt = keys.one_shot(KIND_MESSAGE, prefix[-SALT_BYTES:]).aead.decrypt
         try:
             yield decrypt(message[SUBKEY_PREFIX_BYTES:_BODY], message[_BODY:], aad)
         except InvalidTag:
+            parse_message_header(message)  # it may be cut short
             raise IntegrityError from None
 
 
@@ -233,9 +237,9 @@ def _gone(*_: object) -> bytes:
     raise TypeError
 
 
-def view_of_large(sealed: bytes) -> memoryview:
-    """A message whose parts are looked at without copying them; ``TypeError``: it is too large."""
-    if len(sealed) > _MOST:
+def view_of_large(sealed: bytes, body: int) -> memoryview:
+    """An envelope to look at without copying its parts; ``TypeError``: no message is so large."""
+    if len(sealed) - body > MAX_PLAINTEXT_BYTES + TAG_BYTES:
         raise TypeError
     return memoryview(sealed)
 

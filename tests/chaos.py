@@ -19,7 +19,7 @@ from attrs import frozen
 from tests.fenced import Service
 
 SETTLED: Final = 3.0  # seconds after which a client must have noticed that a service is back
-PAUSE: Final = (0.2, 1.5)  # seconds from one trouble to the next
+PAUSE: Final = (0.3, 3.0)  # seconds from one trouble to the next
 TROUBLE: Final = (0.5, 4.0)  # seconds that one lasts
 BLACKOUT: Final = 1.5  # seconds
 OF_BLACKOUTS: Final = 0.1  # of all troubles, where there are any

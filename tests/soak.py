@@ -29,6 +29,7 @@ from attrs import define, field, frozen
 from kms_core import (
     AllInstancesFailed,
     BreakerPolicy,
+    CachePolicy,
     CallPolicy,
     Duration,
     EnvelopePolicy,
@@ -38,14 +39,15 @@ from kms_core import (
     Settings,
 )
 from kms_core.uri import provider_type
-from tests.chaos import Chaos, World, plan
+from tests.chaos import LOCAL, SETTLED, Chaos, World, plan
 from tests.fenced import Service, services
 
 TENANTS: Final = 8
 OF_SEALS: Final = 0.4  # of all operations
 OF_OLD: Final = 0.05  # of opens: an envelope from any time of the run
-OF_UNCACHED: Final = 0.1  # of opens: through a client that keeps no key
+OF_ASKING: Final = 0.3  # of opens, and a third as much of seals: by a client that keeps no key
 RECENT: Final = 64
+REMEMBERED: Final = 5000  # events that are no success
 MAX_GROWTH: Final = 64 << 20  # bytes of memory, from a fifth of the run on
 SPARE_THREADS: Final = 8
 PATIENCE: Final = 60.0
@@ -58,6 +60,10 @@ CALLS: Final = CallPolicy(
     hedge_after=Duration(0.3),
     cooldown=Duration(0.2),
 )
+CACHE: Final = CachePolicy(
+    max_age=Duration(0.5), degraded_max_age=Duration(0.3), max_entries=TENANTS // 2
+)
+NO_CACHE: Final = CachePolicy(max_age=Duration(0.0))
 BREAKER: Final = BreakerPolicy(
     recovery_timeout=Duration(0.5), max_recovery_timeout=Duration(1.0), success_threshold=1
 )
@@ -145,6 +151,7 @@ class Tally:
 
     counts: Counter[str] = field(factory=Counter)
     violations: list[str] = field(factory=list)
+    troubles: deque[tuple[float, Event]] = field(factory=lambda: deque(maxlen=REMEMBERED))
     longest: dict[str, float] = field(factory=dict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -169,6 +176,16 @@ class Tally:
             self.count(f"{event.operation} by {event.instance}")
         elif (event.operation, event.outcome) == ("seal", "degraded"):
             self.count("degraded seals")
+        elif event.instance is not None and event.outcome != "ok":
+            self.troubles.append((time.monotonic(), event))
+
+    def troubles_of(self, names: list[str], since: float) -> str:
+        """What was told about these instances since then, at which second of the call or before."""
+        return ", ".join(
+            f"{event.instance} {event.operation} {event.outcome} {at - since - SETTLED:+.2f} s"
+            for at, event in tuple(self.troubles)
+            if at >= since and event.instance in names
+        )
 
 
 @define
@@ -203,19 +220,18 @@ class Soak:
 
     def _operation(self, rng: random.Random) -> None:
         if rng.random() < OF_SEALS or not len(self.ledger):
-            self._seal()
+            self._seal(self.asking if rng.random() < OF_ASKING / 3 else self.caching)
             return
         item = self.ledger.any(rng) if rng.random() < OF_OLD else self.ledger.recent(rng)
         if item is not None:
-            uncached = rng.random() < OF_UNCACHED
-            self._open(self.asking if uncached else self.caching, item)
+            self._open(self.asking if rng.random() < OF_ASKING else self.caching, item)
 
-    def _seal(self) -> None:
+    def _seal(self, kms: Kms) -> None:
         number = self.ledger.new_number()
-        holders = [name for name in self.caching.breakers if name != "local"]
+        holders = [name for name in self.providers if name != LOCAL]
 
         def seal() -> bytes:
-            return self.caching.seal(plaintext_of(number), context_of(number))
+            return kms.seal(plaintext_of(number), context_of(number))
 
         sealed = self._judged("seal", seal, lambda: holders)
         if sealed is not None:
@@ -253,7 +269,10 @@ class Soak:
     ) -> None:
         well = self.world.settled(began, holders)
         if well:
-            self.tally.violation(f"{operation} failed while {', '.join(well)} was well: {error}")
+            before = self.tally.troubles_of(well, began - SETTLED)
+            self.tally.violation(
+                f"{operation} failed while {', '.join(well)} was well: {error}; before: {before}"
+            )
         self.tally.count(f"{operation} failed in an outage")
 
     def _check_time(self, operation: str, seconds: float) -> None:
@@ -377,11 +396,12 @@ class Report:
 OUTCOMES: Final = ("seal", "open", "seal failed in an outage", "open failed in an outage")
 
 
-def settings_for(running: Mapping[str, Service]) -> Settings:
+def settings_for(running: Mapping[str, Service], cache: CachePolicy) -> Settings:
     """All of them, for impatient users."""
     return Settings(
         instances={name: service.instance for name, service in running.items()},
-        envelope=EnvelopePolicy(key_context=("tenant",), straggler_wait=Duration(0.2)),
+        envelope=EnvelopePolicy(key_context=("tenant",)),
+        cache=cache,
         calls=CALLS,
         breaker=BREAKER,
     )
@@ -393,9 +413,10 @@ def run(options: Options) -> Report:
     with ExitStack() as stack:
         running = stack.enter_context(services())
         ledger = Ledger(stack.enter_context(tempfile.TemporaryFile()))
-        settings = settings_for(running)
-        caching = stack.enter_context(Kms(settings, observe=tally.observe))
-        asking = stack.enter_context(Kms(settings, observe=tally.observe))
+        caching, asking = (
+            stack.enter_context(Kms(settings_for(running, cache), observe=tally.observe))
+            for cache in (CACHE, NO_CACHE)
+        )
         for kms in (caching, asking):
             kms.warm_up()
         world = World(running)

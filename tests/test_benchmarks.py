@@ -65,6 +65,17 @@ def test_a_batch_is_as_long_as_asked_for(nanoseconds: int, at_least: int) -> Non
     assert (count - 1) * nanoseconds <= 2 * at_least
 
 
+def test_neither_a_cold_call_nor_a_hiccup_makes_batches_short() -> None:
+    """What takes long only once is not how long a call takes."""
+    clock = Clock()
+    once = iter([10**6, 10, 3000])
+
+    def call() -> None:
+        clock.now += next(once, 10)
+
+    assert timing.calibrated(call, 2000, clock) >= 200
+
+
 def test_a_batch_tells_the_time_of_one_call() -> None:
     """The total is divided by the number of calls."""
     clock = Clock()

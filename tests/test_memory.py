@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -260,9 +261,10 @@ def test_one_of_two_users_does_not_end_the_view(arena: Arena) -> None:
 
 
 def test_closing_an_arena_closes_its_secrets() -> None:
-    """And nothing new is taken in."""
+    """And nothing new is taken in; pages that are empty already go as well."""
     arena = Arena()
     secret = arena.secret(KEY)
+    arena.secret(bytes(5000)).close()
     arena.close()
     arena.close()
 
@@ -281,6 +283,7 @@ def test_a_part_of_a_view_that_was_kept_sees_zeros() -> None:
     arena.close()
 
     assert bytes(kept) == bytes(16)
+    assert arena.bytes == 0
 
 
 def test_threads_share_an_arena(arena: Arena) -> None:
@@ -372,7 +375,17 @@ def test_memory_that_may_not_be_locked_works_and_says_so() -> None:
     assert reason in {"mlock: Cannot allocate memory", "mlock: Operation not permitted"}
 
 
-def test_without_a_c_library_or_advice_secrets_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ctypes_secrets_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a Python that was built without it."""
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    arena = Arena()
+
+    assert content(arena.secret(KEY)) == KEY
+    assert arena.lock_refused == "mlock: this Python has no ctypes"
+    arena.close()
+
+
+def test_without_a_c_library_secrets_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows: nothing is locked, and the reason is there to be told."""
     import ctypes
 
@@ -448,6 +461,29 @@ def test_a_wiped_page_alone_is_enough_to_refuse() -> None:
         "print(json.dumps(os.read(received[0], 10000).decode()))"
     )
     assert answer.startswith("this secret is void: its memory was wiped, by a fork")
+
+
+@needs_fork
+def test_a_forked_child_seals_under_a_key_of_its_own(tmp_path: Path) -> None:
+    """Whatever its parent keeps: no data key belongs to two processes."""
+    answer = run(
+        "from kms_core import InstanceConfig, Kms, Settings\n"
+        "from kms_local import KeyStore\n"
+        f"path = {str(tmp_path / 'keys')!r}\n"
+        "KeyStore.create(path)\n"
+        "kms = Kms(Settings({'local': InstanceConfig('local', {'path': path})}))\n"
+        "seal = lambda: kms.inspect(kms.seal(b'data')).key_id\n"
+        "before, received = [seal() for _ in range(3)], os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    child = [seal() for _ in range(3)]\n"
+        "    os.write(received[1], json.dumps(child).encode())\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "child = json.loads(os.read(received[0], 10000))\n"
+        "print(json.dumps([bool(child), *{*before, seal()} & {*child}]))\n"
+        "kms.close()\n"
+    )
+    assert answer == [True]
 
 
 # --- the process ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The keys are derived here from what the token or the key store unwraps, in a thi
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,19 @@ key = "{key}"
 mechanism = "{mechanism}"
 """
 KINDS = {"aes-gcm": "AES", "aes-kwp": "AES", "rsa-oaep-sha1": "RSA"}  # what SoftHSM can
+#: The key is split between two stores, and put together again.
+THRESHOLD = """
+[envelope]
+policy = "2 of 2"
+[instances.first]
+provider = "local"
+path = "{path}/first"
+domain = "one"
+[instances.second]
+provider = "local"
+path = "{path}/second"
+domain = "two"
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,8 +110,6 @@ def test_a_key_that_lies_open_is_found() -> None:
 def test_a_key_is_known_in_base64(before: int) -> None:
     """Wherever it begins, every character that depends on nothing else."""
     key = bytes(range(200, 232))
-    import base64
-
     text = base64.urlsafe_b64encode(os.urandom(before) + key)
 
     assert any(spelling in text for spelling in in_base64(key))
@@ -121,6 +133,13 @@ def expect_no_keys(config: Path) -> None:
 def test_a_local_key_store_leaves_no_keys(local: Path) -> None:
     """Neither data keys nor what is derived from them."""
     expect_no_keys(local)
+
+
+def test_a_threshold_leaves_no_keys(tmp_path: Path) -> None:
+    """Nor does putting shares together."""
+    for name in ("first", "second"):
+        KeyStore.create(tmp_path / name)
+    expect_no_keys(written(tmp_path, THRESHOLD.format(path=tmp_path.as_posix())))
 
 
 def test_a_token_leaves_no_keys(pkcs11: Path) -> None:

@@ -1366,6 +1366,41 @@ def test_last_resort_unwraps_although_every_breaker_is_open() -> None:
     assert made["a"].count("decrypt") == 2
 
 
+def test_last_resort_is_there_when_others_are_down() -> None:
+    """A breaker stands in the way of the one that would answer, and an outage of the other."""
+    made = services("a", "b")
+    with router_for(made, breaker=OPENS_AT_ONCE) as router:
+        wraps = wraps_of(router)
+        open_breaker(router.relays["b"])
+        made["a"].always("decrypt", DOWN)
+        assert unwrap(router, wraps) == DEK
+
+
+def test_last_resort_goes_through_all_who_were_refused() -> None:
+    """The first one is down indeed, the second is being probed, and the third is well."""
+    made = services("a", "b", "c")
+    with router_for(made, breaker=OPENS_AT_ONCE) as router:
+        wraps = wraps_of(router)
+        for name in made:
+            open_breaker(router.relays[name])
+        router.relays["b"].breaker.acquire(early=True)
+        made["a"].always("decrypt", DOWN)
+        assert unwrap(router, wraps) == DEK
+    assert counts(made, "decrypt") == {"a": 1, "b": 0, "c": 1}
+
+
+def test_last_resort_is_not_for_bad_wraps() -> None:
+    """Whoever sends them would use it up for everybody."""
+    made = services("a", "b")
+    with router_for(made, breaker=OPENS_AT_ONCE) as router:
+        wraps = wraps_of(router)
+        open_breaker(router.relays["b"])
+        made["a"].always("decrypt", raising(InvalidCiphertext, "bad"))
+        with pytest.raises(AllInstancesFailed):
+            unwrap(router, wraps)
+        assert router.calls.last_resort.take()
+
+
 def test_last_resort_wraps_where_the_quorum_would_fail() -> None:
     """Better a late probe than a refusal to write."""
     made = services("a", "b")

@@ -47,9 +47,9 @@ def unwell_after_each(seed: int, *, blackouts: bool = False) -> Iterator[set[str
 
 def test_a_short_soak_finds_nothing() -> None:
     """Everything opens, and nothing is left behind."""
-    report = run(Options(operations=1500, threads=8))
+    report = run(Options(operations=1000, threads=4))
     assert report.tally.violations == []
-    assert sum(report.tally.counts[name] for name in OUTCOMES) >= 1400
+    assert sum(report.tally.counts[name] for name in OUTCOMES) > 900
     assert report.envelopes == report.tally.counts["seal"]
     assert threads_of_clients() == []
 
