@@ -113,12 +113,12 @@ def threads(*, quick: bool) -> Suite:
             unit="calls/s",
             factor=1.0,
             threads=count,
-            at_least=20 * LONG_ENOUGH,
+            at_least=15 * LONG_ENOUGH,
         )
         for size in ((1 << 10,) if quick else (1 << 10, 1 << 20))
         for count in ((1, 16) if quick else THREADS)
     ]
-    return Suite("threads", tuple(cases), 2 if quick else 5)
+    return Suite("threads", tuple(cases), 2 if quick else 3)
 
 
 def layers(*, quick: bool) -> Suite:

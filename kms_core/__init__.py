@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from kms_core.inspection import RecipientInfo as RecipientInfo
     from kms_core.inspection import inspect as inspect
     from kms_core.inspection import is_sealed as is_sealed
+    from kms_core.memory import Arena as Arena
+    from kms_core.memory import Hardening as Hardening
+    from kms_core.memory import SecretBytes as SecretBytes
+    from kms_core.memory import harden_process as harden_process
     from kms_core.repair import CallbackSource as CallbackSource
     from kms_core.repair import CapsuleSource as CapsuleSource
     from kms_core.repair import FileSource as FileSource
@@ -124,6 +128,7 @@ _HOME = {
     ),
     "hookspecs": ("hookimpl",),
     "inspection": ("EnvelopeInfo", "RecipientInfo", "inspect", "is_sealed"),
+    "memory": ("Arena", "Hardening", "SecretBytes", "harden_process"),
     "repair": (
         "CallbackSource",
         "CapsuleSource",

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
 
-from kms_core.aead import bind_context, wipe
+from kms_core.aead import bind_context, erase, wipe
 from kms_core.context import Context
 from kms_core.errors import BreakerOpen, InvalidRequest, KMSError, Throttled, Unavailable
 from kms_core.types import RSA_OAEP, Ciphertext, PublicKey
@@ -161,10 +161,12 @@ class OfflineWrapper:
         if encrypt is None or key is None or key.wrap_alg is None:
             raise InvalidRequest("no public key is known yet: warm up while the service is there")
         bound = bind_context(plaintext, context)
+        taken = bytes(bound)  # all that cryptography takes
         try:
-            wrapped = encrypt(bytes(bound))
+            wrapped = encrypt(taken)
         finally:
             wipe(bound)
+            erase(taken)
         return Ciphertext(wrapped, key.key_uri, key.key_version, key.wrap_alg)
 
     def _is_fresh(self) -> bool:

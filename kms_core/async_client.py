@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from io import BufferedIOBase
 from types import TracebackType
 from typing import IO, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
 
 from kms_core.breaker import BreakerSnapshot
+from kms_core.cache import CacheInfo
 from kms_core.calls import discard
 from kms_core.client import ContextLike, Data, Kms
 from kms_core.context import Context
 from kms_core.errors import InvalidRequest
 from kms_core.header import DEFAULT_SEGMENT_LOG2
 from kms_core.inspection import EnvelopeInfo
+from kms_core.sessions import SealedMany
 from kms_core.settings import Settings
 from kms_core.stream import StreamWriter
 from kms_core.types import (
@@ -40,12 +42,30 @@ Path = str | os.PathLike[str]
 MAX_THREADS: Final = 64
 
 
+class _Services(Exception):
+    """What is wanted cannot be had without asking services."""
+
+
+class _AtHand(Kms):
+    """The same client as far as it answers without asking anybody; else raises ``_Services``."""
+
+    def __init__(self, kms: Kms) -> None:
+        self.__dict__ = kms.__dict__
+
+    def _seal(self, *_: object, **__: object) -> bytes:
+        raise _Services
+
+    def _open(self, *_: object) -> bytes:
+        raise _Services
+
+
 class AsyncKms:
     """Seals, opens and rewraps under all configured keys, for asyncio; see ``Kms``.
 
-    Any number of tasks may use it at once; ``max_threads`` of their calls are under way and the
-    others wait their turn.  Cancelling a task gives its call up: one that had not begun never
-    does, and what another still brings is wiped.
+    Any number of tasks may use it at once.  What needs no service, because its data key is cached,
+    is done at once; of the other calls ``max_threads`` are under way and the rest wait their turn.
+    Cancelling a task gives its call up: one that had not begun never does, and what another still
+    brings is wiped.
     """
 
     def __init__(
@@ -53,6 +73,7 @@ class AsyncKms:
     ) -> None:
         """From settings, or over a ``Kms`` whose owner this becomes."""
         self._kms = settings if isinstance(settings, Kms) else Kms(settings, **options)
+        self._at_hand = _AtHand(self._kms)
         self._workers = Workers("async", max_threads)
 
     @classmethod
@@ -116,22 +137,44 @@ class AsyncKms:
 
     async def seal(
         self,
-        data: Data,
+        data: Any,
         context: ContextLike = None,
-        *,
-        stored_context: ContextLike = None,
-        inline: bool = True,
-        armor: bool = False,
+        stored_context: ContextLike = None,  # as in Kms
+        inline: bool = True,  # noqa: FBT001, FBT002
+        armor: bool = False,  # noqa: FBT001, FBT002
     ) -> bytes | str:
         """As ``Kms.seal``."""
+        at_hand: Callable[..., bytes | str] = self._at_hand.seal
         call: Callable[..., bytes | str] = self._kms.seal
-        return await self._run(
-            call, data, context, stored_context=stored_context, inline=inline, armor=armor
-        )
+        try:
+            return at_hand(data, context, stored_context, inline, armor)
+        except _Services:
+            return await self._run(call, data, context, stored_context, inline, armor)
 
-    async def open(self, sealed: Data | str, context: ContextLike = None) -> bytes:
+    async def open(self, sealed: Any, context: ContextLike = None) -> bytes:
         """As ``Kms.open``."""
-        return await self._run(self._kms.open, sealed, context)
+        try:
+            return self._at_hand.open(sealed, context)
+        except _Services:
+            return await self._run(self._kms.open, sealed, context)
+
+    async def seal_many(
+        self,
+        values: Iterable[Data],
+        context: ContextLike | list[ContextLike] = None,
+        *,
+        inline: bool = True,
+    ) -> SealedMany:
+        """As ``Kms.seal_many``; the values are taken on another thread."""
+        return await self._run(self._kms.seal_many, values, context, inline=inline)
+
+    async def open_many(
+        self,
+        sealed: SealedMany | Iterable[Data | str],
+        context: ContextLike | list[ContextLike] = None,
+    ) -> list[bytes]:
+        """As ``Kms.open_many``."""
+        return await self._run(self._kms.open_many, sealed, context)
 
     async def rewrap(
         self,
@@ -247,6 +290,16 @@ class AsyncKms:
     async def warm_up(self) -> HealthReport:
         """As ``Kms.warm_up``."""
         return await self._run(self._kms.warm_up)
+
+    async def forget(
+        self, context: ContextLike = None, *, key_id: str | bytes | None = None
+    ) -> int:
+        """As ``Kms.forget``."""
+        return await self._run(self._kms.forget, context, key_id=key_id)
+
+    def cache_info(self) -> CacheInfo:
+        """As ``Kms.cache_info``: nothing to wait for."""
+        return self._kms.cache_info()
 
     def force_breaker(self, name: str, state: Literal["closed", "open"] | None) -> None:
         """As ``Kms.force_breaker``: nothing to wait for."""

@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidTag
 
 from kms_core import config, envelope, header, health, inspection, parallel
 from kms_core import rewrap as rewrapping
-from kms_core.aead import DEK_BYTES, Keys, random_key, wipe
+from kms_core.aead import Keys, random_key, wipe
 from kms_core.assembly import Assembly
 from kms_core.breaker import BreakerSnapshot
 from kms_core.cache import CacheInfo, Flights, OpenedKeys, Sweeper, since_boot
@@ -37,6 +37,7 @@ from kms_core.errors import (
 )
 from kms_core.files import NewFile
 from kms_core.header import IV_BYTES, SUBKEY_PREFIX_BYTES
+from kms_core.memory import Arena
 from kms_core.monitor import Monitor
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Relay
@@ -152,6 +153,7 @@ class Kms:
     def _start_cache(self) -> None:
         """Keep data keys from now on, starting with none."""
         policy = self._settings.cache
+        self._arena = Arena()
         self._background = Workers("cache", REFRESH_THREADS)
         self._sealing = SealingKeys(
             policy,
@@ -211,6 +213,7 @@ class Kms:
             self._background.close()
             self._sealing.forget()
             self._opened.forget()
+            self._arena.close()
             self._assembly.close()
             if self._capsules is not None:
                 self._capsules.close()
@@ -631,7 +634,7 @@ class Kms:
         def generate(relay: Relay) -> DataKey:
             if relay.supports("generate_data_key"):
                 return relay.generate_data_key(bound)
-            key = bytearray(os.urandom(DEK_BYTES))
+            key = random_key()
             return DataKey(key, relay.encrypt(key, bound))
 
         return self._direct("generate_data_key", self._encrypting(via), generate)
@@ -805,6 +808,8 @@ class Kms:
             refreshed=refreshed,
             refresh_failed=failed,
             stale_served=self._sealing.sealed_stale,
+            locked_bytes=self._arena.locked_bytes,
+            lock_refused=self._arena.lock_refused,
         )
 
     def _sealing_key(
@@ -820,16 +825,19 @@ class Kms:
         recipients, threshold = self._encrypting(), self._settings.threshold
         indexes = range(1, len(recipients) + 1) if threshold > 1 else [0] * len(recipients)
         index_of = dict(zip(recipients, indexes, strict=True))
-        dek = random_key()
-        shares = envelope.Shares.of(dek, threshold, list(indexes))
-        try:
+        drawn = random_key()
+        secret = self._arena.secret(drawn)
+        wipe(drawn)
+        with secret as dek:
             keys = Keys(dek, scope)
+            shares = envelope.Shares.of(dek, threshold, list(indexes))
+        secret.close()
+        try:
             parts = {name: shares.bound(keys, index) for name, index in index_of.items()}
             result = self._router.wrap(parts, self._quorum)
             self._check_post_quantum(result.wraps)
             wraps = [shares.wrapped(wrap, index_of[str(wrap.instance)]) for wrap in result.wraps]
         finally:
-            wipe(dek)
             shares.wipe()
         missing = tuple(attempt.instance for attempt in result.failures)
         self._gaps.note(missing, recipients)

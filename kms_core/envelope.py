@@ -135,7 +135,7 @@ class Shares:
     @classmethod
     def of(
         cls,
-        dek: bytes | bytearray,
+        dek: bytes | bytearray | memoryview,
         threshold: int,
         indexes: Sequence[int],
         random: Random = os.urandom,
@@ -246,7 +246,7 @@ def _bound(capsule: Capsule, recipient: Recipient) -> tuple[Ciphertext, Context]
 class Unlocked:
     """The secrets of a capsule, for a rewrap: the DEK, and the shares it came from by index."""
 
-    dek: bytearray = field(factory=bytearray, repr=False)
+    dek: bytearray = field(factory=lambda: bytearray(DEK_BYTES), repr=False)
     shares: dict[int, bytearray] = field(factory=dict, repr=False)
 
     def wipe(self) -> None:
@@ -284,7 +284,7 @@ class _Opening:
         if len(part) != DEK_BYTES:
             raise InvalidCiphertext("the unwrapped key has the wrong length")
         if self._capsule.threshold == 1:
-            self.secrets.dek[:] = part
+            memoryview(self.secrets.dek)[:] = part  # a slice of the bytearray would be a copy more
         elif not self._add_share(self._recipients[ciphertext.key_uri], part):
             return None
         return self._verified(self.secrets.dek)
@@ -297,7 +297,9 @@ class _Opening:
         shares.setdefault(recipient.share_index, bytearray(share))
         if len(shares) < self._capsule.threshold:
             return False
-        self.secrets.dek[:] = shamir.interpolate(shares)
+        whole = shamir.interpolate(shares)
+        self.secrets.dek[:] = whole
+        wipe(whole)
         return True
 
     def _verified(self, dek: bytearray) -> Keys:

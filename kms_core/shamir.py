@@ -20,7 +20,10 @@ _POLYNOMIAL: Final = 0x1B
 
 
 def split(
-    secret: bytes | bytearray, threshold: int, indexes: Sequence[int], random: Random = os.urandom
+    secret: bytes | bytearray | memoryview,
+    threshold: int,
+    indexes: Sequence[int],
+    random: Random = os.urandom,
 ) -> dict[int, bytearray]:
     """Shares by index: any ``threshold`` of them give the secret, fewer say nothing about it.
 

@@ -16,6 +16,7 @@ from attrs import field, frozen
 
 from kms_core import (
     BreakerPolicy,
+    CachePolicy,
     CallPolicy,
     Duration,
     EnvelopePolicy,
@@ -45,6 +46,9 @@ PATIENT = CallPolicy(
     hedge_after=Duration(PATIENCE),
     health_timeout=Duration(PATIENCE),
 )
+
+#: Every seal and every open asks services, as tests of calls, routes and outages need it.
+NO_CACHE = CachePolicy(max_age=Duration(0.0))
 
 
 class Clock:
@@ -180,6 +184,7 @@ def settings_for(
     plugins: Sequence[str] = (),
     calls: CallPolicy = PATIENT,
     breaker: BreakerPolicy | None = None,
+    cache: CachePolicy = NO_CACHE,
     **envelope: Any,
 ) -> Settings:
     """One instance per service; ``instances`` changes single ones, the rest is the envelope's."""
@@ -193,6 +198,7 @@ def settings_for(
         envelope=EnvelopePolicy(**envelope),
         breaker=breaker or BreakerPolicy(),
         calls=calls,
+        cache=cache,
         plugins=tuple(plugins),
     )
 

@@ -37,7 +37,7 @@ from kms_core import (
 )
 from kms_core.testing import Fault, Faulty, blocking, echoing, raising, returning
 from kms_core.testing.servers import AwsServer, AzureServer, Failure, GcpServer, SoftHsm
-from tests.support import found, providers_module
+from tests.support import NO_CACHE, found, providers_module
 
 DEADLINE, ATTEMPT, HEALTH = 0.6, 0.25, 0.4
 MARGIN = 2.0  # seconds that a busy machine may take to notice that time is up
@@ -251,6 +251,7 @@ def _settings(instance: InstanceConfig) -> Settings:
         calls=CALLS,
         breaker=BreakerPolicy(failure_threshold=1000, timeouts_in_a_row=1000),
         envelope=EnvelopePolicy(allow_weaker=True),
+        cache=NO_CACHE,
     )
 
 

@@ -82,9 +82,10 @@ class World:
         required: str | None = None,
         envelope: str = "",
     ) -> Iterator[Kms]:
-        """A client from a ``kms.toml`` written for it."""
+        """A client from a ``kms.toml`` written for it, which keeps no data key: it always asks."""
         parts = [self._instance(name, required) for name in instances]
         parts.append(f'[envelope]\nstraggler_wait = "10s"\n{envelope}')
+        parts.append("[cache]\nmax_age = 0")
         parts += [f"[{name}]\n{body}" for name, body in tables.items()]
         path = self.folder / "kms.toml"
         path.write_text("\n".join(parts))
