@@ -24,8 +24,6 @@ nox.needs_version = ">=2026.4.10"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "types", "tests", "plugins", "minimums", "wheels"]
-
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
@@ -82,6 +80,11 @@ def choose_pythons() -> list[str]:
 
 PYTHONS = choose_pythons()
 OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
+#: On the oldest Python, `minimums` runs the same tests; `nox -s tests` does on all.
+nox.options.sessions = [
+    *("lint", "types", "plugins", "minimums", "wheels"),
+    *(f"tests-{python}" for python in PYTHONS[1:] or PYTHONS),
+]
 
 
 def group(*names: str) -> tuple[str, ...]:
@@ -122,8 +125,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The core's tests on each Python present; coverage is measured on the newest.
 
-    The plugins' own tests run on the newest (`plugins`) and on the oldest (`minimums`); with
-    arguments, all tests are candidates here too.
+    The plugins' own tests run on the newest (`plugins`) and on the oldest (`minimums`, which has
+    the core's run there as well); with arguments, all tests are candidates here too.
     """
     missing = sorted(set(nox.project.python_versions(PYPROJECT)) - set(PYTHONS))
     session.log(f"testing on {', '.join(PYTHONS)}; not present: {', '.join(missing) or 'none'}")

@@ -40,7 +40,7 @@ def listed() -> str:
         make(quick=False)
         for make in (plan.cached, plan.layers, plan.many, plan.streams, plan.threads)
     ]
-    suites += [plan.files("", quick=False)]
+    suites += [plan.files("", synced=synced, quick=False) for synced in (False, True)]
     suites += [plan.cold([], delay, quick=False) for delay in plan.DELAYS]
     cases = [f"{suite.name}/{case.name}" for suite in suites for case in suite.cases]
     cases += [f"herd/{crowd}, {plan.HERD} threads" for crowd in plan.CROWDS]

@@ -99,7 +99,8 @@ class Bench:
             for make in (plan.cached, plan.layers, plan.many, plan.streams, plan.threads):
                 self.measure(make(quick=options.quick))
             with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-                self.measure(plan.files(folder, quick=options.quick))
+                for synced in (False,) if options.quick else (False, True):
+                    self.measure(plan.files(folder, synced=synced, quick=options.quick))
             self._measure_herds()
             self._measure_cold()
         self._measure_starts()

@@ -52,6 +52,7 @@ def run_locally() -> None:
             envelope = seal(kms)
             show_opened(kms, envelope)
             europe.cut()
+            kms.forget()  # the data key: as long as it is cached, nobody is asked
             print("eu-central-1 is cut off")
             show_opened(kms, envelope)
             print(f"health: {kms.health().status}")

@@ -54,9 +54,11 @@ def run_locally() -> None:
         with Kms.from_config(file) as kms:
             before = seal(kms)
             google.add_version(symmetric)
+            kms.forget()  # the data key: as long as it is cached, nobody is asked
             print("the symmetric key was rotated")
             after = seal(kms)
             google.panel.fail(Failure.REFUSE)
+            kms.forget()
             print("the service is away")
             meanwhile = seal(kms)
             show_closed(kms, meanwhile)

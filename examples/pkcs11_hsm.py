@@ -90,6 +90,7 @@ def sign(kms: Kms) -> None:
 def lose_the_token(kms: Kms, token: SoftHsm, envelope: bytes) -> None:
     """An outage while it is away; no restart once it is back."""
     token.remove_token()
+    kms.forget()  # the data key: as long as it is cached, the token is not asked
     try:
         kms.open(envelope, CONTEXT)
     except AllInstancesFailed:

@@ -173,9 +173,13 @@ class OpenedKeys:
     its data key and subkey.
     """
 
-    def __init__(self, policy: CachePolicy, clock: Clock) -> None:
+    def __init__(
+        self, policy: CachePolicy, clock: Clock, kept: Callable[[], object] = lambda: None
+    ) -> None:
+        """``kept`` is called after a key was kept, with no lock held."""
         self._policy = policy
         self._clock = clock
+        self._kept = kept
         self._lock = threading.Lock()
         self._keys: dict[bytes, _OpenedKey] = {}
         self._scopes: dict[bytes, _Scope] = {}
@@ -211,6 +215,7 @@ class OpenedKeys:
             if found is None:
                 era = self._era
                 found = self._keep(unlock(), capsule, era)
+                self._kept()
             return found
 
         return self._flights.run(capsule, unlock_and_keep)
@@ -350,9 +355,7 @@ class Sweeper:
 
     def begin(self) -> None:
         """There is something to be dropped in time."""
-        if self._thread is not None:
-            return
-        with self._lock:
+        with self._lock:  # a sweep that finds nothing left must not end its thread meanwhile
             if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._run, name="kms-cache", daemon=True)
                 self._thread.start()

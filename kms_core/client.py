@@ -36,13 +36,13 @@ from kms_core.errors import (
     PolicyDenied,
 )
 from kms_core.files import NewFile
-from kms_core.header import IV_BYTES, SUBKEY_PREFIX_BYTES
+from kms_core.header import MESSAGE_HEADER_BYTES, SUBKEY_PREFIX_BYTES
 from kms_core.memory import Arena
 from kms_core.monitor import Monitor
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Relay
 from kms_core.sealing import NewKey, SealingKey, SealingKeys
-from kms_core.sessions import SMALL, SealedMany, Session, open_all, seal_all, view_of_large
+from kms_core.sessions import SMALL, SealedMany, Session, open_all, seal_all, without_copy
 from kms_core.settings import Settings
 from kms_core.stream import StreamWriter, write_all
 from kms_core.types import (
@@ -155,6 +155,7 @@ class Kms:
         policy = self._settings.cache
         self._arena = Arena()
         self._background = Workers("cache", REFRESH_THREADS)
+        self._sweeper = Sweeper(self._drop_expired, self._age)
         self._sealing = SealingKeys(
             policy,
             self._new_key,
@@ -162,12 +163,12 @@ class Kms:
             submit=self._background.submit,
             are_back=self._are_back,
             tell=lambda operation, outcome: self._emit(Event(operation, outcome)),
+            kept=self._sweeper.begin,
         )
         self._sessions = self._sealing.sessions
-        self._opened = OpenedKeys(policy, self._age)
+        self._opened = OpenedKeys(policy, self._age, self._sweeper.begin)
         self._openers = self._opened.openers
         self._placing: Flights[bytes, None] = Flights()
-        self._sweeper = Sweeper(self._drop_expired, self._age)
 
     def _disown_keys(self) -> None:
         """Drop them in a child, where locks may be held and a key for sealing is the parent's."""
@@ -276,7 +277,7 @@ class Kms:
                 front: bytes = session.inline if inline else session.compact
                 if len(data) > SMALL:
                     return session.seal_large(front, data, bound.encoded)
-                iv = session.iv()
+                iv = next(session.ivs)
                 return front + iv + session.encrypt(iv, data, bound._encoded)  # noqa: SLF001
         except _NOT_AT_HAND:
             pass
@@ -484,28 +485,38 @@ class Kms:
         """
         try:
             bound = context if type(context) is Context else self._bound(context)
-            if sealed[1] == header.KIND_CAPSULE:
-                end = int.from_bytes(sealed[4:8], "big") + SUBKEY_PREFIX_BYTES
-                opener = self._openers[sealed[end - SUBKEY_PREFIX_BYTES : end]]
-                known = sealed.startswith(opener.front)
-            else:
-                end = SUBKEY_PREFIX_BYTES
-                opener = self._openers[sealed[:end]]
-                known = True
+            opener = self._openers.get(sealed[:SUBKEY_PREFIX_BYTES])
+            if opener is None or len(sealed) > SMALL:
+                return self._open_at_hand(sealed, bound)
             scope, now = opener.scope, self._age()
-            if (
-                known
-                and now < opener.expires
-                and (scope is None or scope is bound.proved or bound.proves(scope))
+            if now < opener.expires and (
+                scope is None or scope is bound.proved or bound.proves(scope)
             ):
                 opener.used = now
                 opener.hits += 1
-                body = end + IV_BYTES
-                whole = sealed if len(sealed) <= SMALL else view_of_large(sealed, body)
-                return opener.decrypt(sealed[end:body], whole[body:], bound._encoded)  # noqa: SLF001
+                iv = sealed[SUBKEY_PREFIX_BYTES:MESSAGE_HEADER_BYTES]
+                return opener.decrypt(iv, sealed[MESSAGE_HEADER_BYTES:], bound._encoded)  # noqa: SLF001
         except _NOT_AT_HAND:
             pass
         return self._open(sealed, context)
+
+    def _open_at_hand(self, sealed: bytes, bound: Context) -> bytes:
+        """The same for a message with its capsule in front, or a large one."""
+        start = int.from_bytes(sealed[4:8], "big") if sealed[1] == header.KIND_CAPSULE else 0
+        end, body = start + SUBKEY_PREFIX_BYTES, start + MESSAGE_HEADER_BYTES
+        opener = self._openers[sealed[start:end]]
+        scope, now = opener.scope, self._age()
+        if (
+            # Another capsule than the one that was verified proves nothing.
+            (not start or (opener.front is not None and sealed.startswith(opener.front)))
+            and now < opener.expires
+            and (scope is None or bound.proves(scope))
+        ):
+            opener.used = now
+            opener.hits += 1
+            ciphertext = sealed[body:] if len(sealed) <= SMALL else without_copy(sealed, body)
+            return opener.decrypt(sealed[end:body], ciphertext, bound.encoded)
+        raise KeyError
 
     def _open(self, sealed: Data | str, context: ContextLike) -> bytes:
         with self._told("open"), self._stored_capsules() as find:
@@ -816,9 +827,7 @@ class Kms:
         self, supplied: Context, stored: Context | None, messages: int = 1, size: int = 0
     ) -> SealingKey:
         """A data key that may seal so much; asks services if there is none."""
-        key = self._sealing.key(self._scope(supplied, stored), messages, size)
-        self._sweeper.begin()
-        return key
+        return self._sealing.key(self._scope(supplied, stored), messages, size)
 
     def _new_key(self, scope: Context) -> NewKey:
         """A fresh DEK in the hands of the recipients; raises if too few of them can be reached."""

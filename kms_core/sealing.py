@@ -180,12 +180,13 @@ class SealingKeys:
         submit: Callable[[Callable[[], None]], object],
         are_back: Callable[[tuple[str, ...]], bool],
         tell: Callable[[str, str], None],
+        kept: Callable[[], object] = lambda: None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         """``make`` asks services, and ``submit`` has work done in the background.
 
         ``are_back`` says whether these instances can be asked again; ``tell`` is told an operation
-        and its outcome.
+        and its outcome; ``kept`` is called after a key was kept, with no lock held.
         """
         self._policy = policy
         self._make = make
@@ -193,6 +194,7 @@ class SealingKeys:
         self._submit = submit
         self._are_back = are_back
         self._tell = tell
+        self._kept = kept
         self._draw = draw
         self._lock = threading.Lock()
         self._keys: dict[Partition, SealingKey] = {}
@@ -244,6 +246,8 @@ class SealingKeys:
         return key
 
     def _wait_for_key(self, scope: Context) -> SealingKey:
+        if self._policy.max_age <= 0:
+            return self._ask(scope)
         return self._flights.run(_partition(scope), lambda: self._usable(scope) or self._ask(scope))
 
     def _ask(self, scope: Context) -> SealingKey:
@@ -269,6 +273,7 @@ class SealingKeys:
             with self._lock:
                 if era == self._era:
                     self._put(_partition(scope), key)
+            self._kept()
         return key
 
     # --- refreshing ------------------------------------------------------------------------------

@@ -53,14 +53,14 @@ _random: Callable[[int], bytes] = getattr(os, "getrandom", os.urandom)
 class Session:
     """Seals messages under one subkey until ``expires``, as many as were granted.
 
-    ``iv()`` draws one IV and counts one message; ``StopIteration`` says that none are left.
+    ``next(ivs)`` draws one IV and counts one message; ``StopIteration``: none are left.
     ``inline`` and ``compact`` are what a message starts with: capsule, key id and salt, or without
     the capsule, which is ``None`` as long as that is in no store.
     """
 
     __slots__ = (
         *("_aead", "_charge", "_grant", "_granted", "_large"),
-        *("compact", "encrypt", "expires", "inline", "iv", "owner"),
+        *("compact", "encrypt", "expires", "inline", "ivs", "owner"),
     )
 
     def __init__(
@@ -87,7 +87,7 @@ class Session:
         self.owner = owner
         self.expires = -inf
         self.encrypt: Callable[[bytes, Any, bytes], bytes] = self._aead.encrypt
-        self.iv: Callable[[], bytes] = map(_random, self._grant).__next__
+        self.ivs: Iterator[bytes] = map(_random, self._grant)
         self.inline = capsule + prefix
         self.compact: Any = prefix if stored else None
 
@@ -109,7 +109,7 @@ class Session:
     def seal_large(self, front: bytes, data: bytes | bytearray | memoryview, aad: bytes) -> bytes:
         """One message, its ciphertext written where it stays.
 
-        Raises ``StopIteration`` as ``iv`` does, and ``TypeError`` for what no message can hold.
+        Raises ``StopIteration`` as ``ivs`` does, and ``TypeError`` for what no message can hold.
         """
         plaintext = memoryview(data).cast("B")
         self._large += len(plaintext)
@@ -117,7 +117,7 @@ class Session:
             raise TypeError
         if self._large >= SESSION_BYTES or not self._charge(0, len(plaintext)):
             raise StopIteration
-        head = front + self.iv()
+        head = front + next(self.ivs)
         if not _CPYTHON:
             return head + self.encrypt(head[-IV_BYTES:], plaintext, aad)
         sealed, room = _new_bytes(len(head) + len(plaintext) + TAG_BYTES)
@@ -237,11 +237,11 @@ def _gone(*_: object) -> bytes:
     raise TypeError
 
 
-def view_of_large(sealed: bytes, body: int) -> memoryview:
-    """An envelope to look at without copying its parts; ``TypeError``: no message is so large."""
-    if len(sealed) - body > MAX_PLAINTEXT_BYTES + TAG_BYTES:
+def without_copy(sealed: bytes, start: int) -> memoryview:
+    """The ciphertext that starts there; ``TypeError``: no message is so large."""
+    if len(sealed) - start > MAX_PLAINTEXT_BYTES + TAG_BYTES:
         raise TypeError
-    return memoryview(sealed)
+    return memoryview(sealed)[start:]
 
 
 def _new_bytes(size: int) -> tuple[bytes, memoryview]:

@@ -20,6 +20,7 @@ from kms_core import (
     MAC_ALGORITHMS,
     SIGNATURE_ALGORITHMS,
     BreakerPolicy,
+    CachePolicy,
     CallPolicy,
     EnvelopePolicy,
     InstanceConfig,
@@ -94,7 +95,9 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
         printed = run(["sh", "-c", command], tmp_path).stdout.strip()
 
 
-@pytest.mark.parametrize("phrase", ["kms.inspect(blob)", "kms.seal_file(", "kms.generate_data_key"])
+@pytest.mark.parametrize(
+    "phrase", ["kms.inspect(blob)", "kms.seal_many(", "kms.seal_file(", "kms.generate_data_key"]
+)
 def test_the_snippets_of_the_readme_run(phrase: str, tmp_path: Path) -> None:
     """As they stand, beside a kms.toml."""
     run([sys.executable, "-m", "kms_core", "init"], tmp_path)
@@ -171,6 +174,7 @@ TABLES: dict[str, type[Any]] = {
     "envelope": EnvelopePolicy,
     "calls": CallPolicy,
     "breaker": BreakerPolicy,
+    "cache": CachePolicy,
     "monitor": MonitorPolicy,
 }
 
@@ -205,7 +209,7 @@ def test_documented_defaults_are_the_defaults() -> None:
     written = {**provider, **values("instances.NAME")}
     spelt_out = Settings.from_raw(Raw({**tables, "instances": {"a": written}}, "t", ROOT))
     silent = Settings.from_raw(Raw({"instances": {"a": provider}}, "t", ROOT))
-    for name in ("instances", "envelope", "calls", "breaker", "monitor"):
+    for name in ("instances", "envelope", "calls", "breaker", "cache", "monitor"):
         assert getattr(spelt_out, name) == getattr(silent, name)
     assert all(tables.values())
 

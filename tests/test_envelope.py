@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kms_core import envelope as core
-from kms_core.aead import Keys
+from kms_core.aead import Keys, random_key
 from kms_core.context import Context
 from kms_core.envelope import (
     WRAP_ROOM,
@@ -32,7 +32,6 @@ from kms_core.envelope import (
     Unwrap,
     Wrapped,
     check_scope_matches,
-    new_dek,
     open_message,
     room_for,
     seal_message,
@@ -303,11 +302,12 @@ def test_no_two_messages_are_alike() -> None:
     assert len({header.iv for header in headers}) == 20
 
 
-def test_a_new_dek_is_random_and_can_be_wiped() -> None:
-    """32 bytes from the source given, in a bytearray."""
-    assert new_dek(lambda size: b"r" * size) == b"r" * 32
-    assert type(new_dek()) is bytearray
-    assert new_dek() != new_dek()
+def test_a_new_data_key_is_random_and_can_be_wiped() -> None:
+    """32 bytes in a bytearray, never the same."""
+    drawn = [random_key() for _ in range(20)]
+    assert {len(key) for key in drawn} == {32}
+    assert {type(key) for key in drawn} == {bytearray}
+    assert len(set(map(bytes, drawn))) == 20
 
 
 # --- flipped, cut, appended, swapped -------------------------------------------------------------

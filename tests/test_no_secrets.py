@@ -377,11 +377,11 @@ def test_the_data_key_is_wiped_when_a_seal_ends(
     """However it ends."""
     keys: list[bytearray] = []
 
-    def new_dek() -> bytearray:
+    def random_key() -> bytearray:
         keys.append(bytearray(KEY))
         return keys[-1]
 
-    monkeypatch.setattr("kms_core.envelope.new_dek", new_dek)
+    monkeypatch.setattr("kms_core.client.random_key", random_key)
     with client_for(services) as kms:
         kms.seal(b"x")
         for made in services.values():

@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 
 from kms_core import (
     BreakerPolicy,
+    CachePolicy,
     CallPolicy,
     ConfigError,
     Duration,
@@ -53,6 +54,7 @@ def test_one_instance_is_a_configuration() -> None:
     assert settings.required == frozenset()
     assert settings.envelope == EnvelopePolicy()
     assert settings.calls == CallPolicy()
+    assert settings.cache == CachePolicy()
     assert settings.plugins == ()
     assert settings.instances["a"] == InstanceConfig("memory", {}, breaker=BreakerPolicy())
 
@@ -90,6 +92,14 @@ def test_every_table_of_the_documentation_is_read() -> None:
         recovery_timeout = "10s"
         max_recovery_timeout = "1m"
         success_threshold = 1
+        [cache]
+        max_age = "1m"
+        max_messages = 1000
+        max_bytes = 1_000_000
+        max_entries = 10
+        refresh_ahead = 0.5
+        stale_if_error = "1h"
+        degraded_max_age = "10s"
     """)
     assert settings.plugins == ("policy", "metrics")
     assert settings.envelope == EnvelopePolicy(
@@ -104,6 +114,9 @@ def test_every_table_of_the_documentation_is_read() -> None:
     )
     assert settings.breaker == BreakerPolicy(
         4, Duration(30.0), Duration(10.0), Duration(60.0), 1, 0.2, 2
+    )
+    assert settings.cache == CachePolicy(
+        Duration(60.0), 1000, 1_000_000, 10, 0.5, Duration(3600.0), Duration(10.0)
     )
     assert settings.instances["a"].options == {"key": "app"}
     assert settings.instances["a"].domain == "here"
@@ -194,7 +207,12 @@ def test_an_instance_may_have_a_breaker_of_its_own() -> None:
         (A + "[envelope]\nkey_context = 'tenant'", "[envelope]: key_context: must be a list of st"),
         ("plugins = 'x'\n" + A, "kms.toml: plugins: must be a list of strings"),
         ("plugins = [1]\n" + A, "kms.toml: plugins: must be a list of strings"),
-        (A + "[cache]\nmax_age = '5m'", "kms.toml: [cache] max_age: not supported by this version"),
+        (A + "[cache]\nmax_ages = 1", "[cache]: unknown key 'max_ages'; did you mean 'max_age'?"),
+        (A + "[cache]\nmax_age = '91d'", "[cache]: max_age must be between 0 and 90 days"),
+        (A + "[cache]\nmax_messages = 0", "kms.toml: [cache]: 'max_messages' must be >= 1"),
+        (A + "[cache]\nmax_messages = 1099511627777", "'max_messages' must be <= 1099511627776"),
+        (A + "[cache]\nmax_entries = 0", "kms.toml: [cache]: 'max_entries' must be >= 1"),
+        (A + "[cache]\nrefresh_ahead = 1", "kms.toml: [cache]: 'refresh_ahead' must be < 1.0"),
         (A + "[audit]\npath = 'x'", "kms.toml: [audit] path: not supported by this version"),
         ("cache = 1\n" + A, "kms.toml: [cache]: must be a table, not a number"),
         ("[instances.'a b']\nprovider = 'memory'", "kms.toml: instance name 'a b' is not letters"),

@@ -54,6 +54,9 @@ straggler_wait = "5s"        # 0.5 s unless set: this machine may be busy
 [calls]
 hedge_after = "5s"           # 1 s unless set, likewise
 health_timeout = "5s"        # 2 s unless set, likewise
+
+[cache]
+max_age = 0                  # 5 minutes unless set: with data keys at hand no outage would show
 """
 
 
