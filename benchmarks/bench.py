@@ -203,20 +203,19 @@ class Bench:
 
     def _measure_cold(self) -> None:
         quick = self.options.quick
-        if not self.options.wants("cold/"):
+        delays = plan.DELAYS[:2] if quick else plan.DELAYS
+        cases = [case for delay in delays for case in plan.cold([], delay, quick=quick).cases]
+        if not any(self._offering(case.suite, case.name, case.operation) for case in cases):
             return
         with ServiceProcess.start() as server:
-            for delay in plan.DELAYS[:2] if quick else plan.DELAYS:
+            for delay in delays:
                 server.take(delay)
                 self.measure(plan.cold(server.services, delay, quick=quick))
 
     def _measure_starts(self) -> None:
-        if not self.options.wants(f"{startup.SUITE}/"):
-            return
-        self.options.say(startup.SUITE)
-        with startup.programs(self._pythons) as programs:
-            starts = 3 if self.options.quick else 7
-            startup.run(programs, starts, self.results, self.options.wants, self.failed)
+        with startup.programs(self._pythons, self.options.wants) as programs:
+            self.options.say(f"{startup.SUITE}: {len(programs)} programs")
+            startup.run(programs, 3 if self.options.quick else 7, self.results, self.failed)
 
     def failed(self, what: str) -> None:
         """A case broke; the others go on."""

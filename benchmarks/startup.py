@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,23 +71,32 @@ def statement(name: str, source: str, python: str = sys.executable) -> Program:
 
 
 @contextmanager
-def programs(peers: Mapping[str, tuple[str, str]]) -> Iterator[list[Program]]:
-    """All of them; ``peers`` are name, interpreter and what an application starts with."""
+def programs(
+    peers: Mapping[str, tuple[str, str]], wanted: Callable[[str], bool]
+) -> Iterator[list[Program]]:
+    """Those that are wanted; ``peers`` by name, with interpreter and first statement."""
     plugins = ("kms_aws", "kms_azure", "kms_gcp", "kms_local", "kms_pkcs11")
-    with contextlib.ExitStack() as stack:
+    simple = [
+        Program("bare Python", sys.executable, _TOOLS + _MEASURED.format(program="")),
+        Program(CRYPTOGRAPHY, sys.executable, _TOOLS + _MEASURED.format(program=_CIPHER)),
+        statement("import kms_core", "import kms_core"),
+        statement("from kms_core import Kms", "from kms_core import Kms"),
+        *(statement(f"import {name}", f"import {name}") for name in plugins),
+        *(
+            statement(f"{name}: {source}", source, python)
+            for name, (python, source) in peers.items()
+        ),
+    ]
+    cached = (("local", 1, _local), ("local", CACHED_KEYS, _local), ("pkcs11", CACHED_KEYS, _token))
+    with ExitStack() as stack:
         yield [
-            Program("bare Python", sys.executable, _TOOLS + _MEASURED.format(program="")),
-            Program(CRYPTOGRAPHY, sys.executable, _TOOLS + _MEASURED.format(program=_CIPHER)),
-            statement("import kms_core", "import kms_core"),
-            statement("from kms_core import Kms", "from kms_core import Kms"),
-            *(statement(f"import {name}", f"import {name}") for name in plugins),
+            *(program for program in simple if wanted(f"{SUITE}/{program.name}")),
             *(
-                statement(f"{name}: {source}", source, python)
-                for name, (python, source) in peers.items()
+                program
+                for provider, keys, options in cached
+                if wanted(f"{SUITE}/{with_keys(provider, keys)}")
+                for program in _with_keys(provider, keys, stack.enter_context(options()))
             ),
-            *_with_keys("local", 1, stack.enter_context(_local())),
-            *_with_keys("local", CACHED_KEYS, stack.enter_context(_local())),
-            *_with_keys("pkcs11", CACHED_KEYS, stack.enter_context(_token())),
         ]
 
 
@@ -138,7 +146,6 @@ def run(
     started: list[Program],
     starts: int,
     results: Results,
-    wanted: Callable[[str], bool],
     failed: Callable[[str], None],
 ) -> None:
     """Start them all so many times in turn; nothing where the system does not tell memory."""
@@ -147,8 +154,6 @@ def run(
     taken: dict[str, list[tuple[float, float]]] = {}
     for _ in range(starts):
         for program in started:
-            if not wanted(f"{SUITE}/{program.name}"):
-                continue
             try:
                 taken.setdefault(program.name, []).append(measure(program))
             except SubjectFailed as exc:

@@ -14,10 +14,11 @@ from io import BufferedIOBase
 from types import TracebackType
 from typing import IO, Any, Final, Literal, ParamSpec, Self, TypeVar, overload
 
+from kms_core.arguments import ContextLike, Data
 from kms_core.breaker import BreakerSnapshot
 from kms_core.cache import CacheInfo
 from kms_core.calls import discard
-from kms_core.client import ContextLike, Data, Kms
+from kms_core.client import Kms
 from kms_core.context import Context
 from kms_core.errors import InvalidRequest
 from kms_core.header import DEFAULT_SEGMENT_LOG2

@@ -172,6 +172,10 @@ class Breaker:
         self._announce(before, after)
         return permit
 
+    def honours(self, permit: Permit) -> bool:
+        """Whether the state in which ``permit`` was given still lasts."""
+        return permit.period == self._period
+
     def succeed(self, permit: Permit, seconds: float = 0.0) -> None:
         """The service did what was asked, in so many ``seconds``."""
         slow = self._policy.slow_call is not None and seconds >= self._policy.slow_call

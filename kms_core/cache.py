@@ -19,8 +19,7 @@ from attrs import Attribute, define, field, frozen, validators
 
 from kms_core.aead import Keys
 from kms_core.context import Context
-from kms_core.header import SUBKEY_PREFIX_BYTES
-from kms_core.sessions import Opener
+from kms_core.sessions import SMALL, Opener
 from kms_core.types import Duration
 
 K = TypeVar("K", bound=Hashable)
@@ -64,7 +63,7 @@ class CachePolicy:
     max_messages: int = field(
         default=1 << 32, validator=(validators.ge(1), validators.le(MAX_MESSAGES))
     )
-    max_bytes: int = field(default=1 << 48, validator=validators.ge(1))
+    max_bytes: int = field(default=1 << 48, validator=validators.ge(SMALL))
     max_entries: int = field(default=1000, validator=validators.ge(1))
     refresh_ahead: float = field(default=0.2, validator=(validators.ge(0.0), validators.lt(1.0)))
     stale_if_error: Duration = field(default=Duration(0.0), validator=_age)
@@ -228,7 +227,7 @@ class OpenedKeys:
             if era != self._era:  # everything was to be forgotten meanwhile
                 return keys
             known = self._keys.get(keys.key_id)
-            if known is None:
+            if known is None or known.ends <= now:  # by another capsule, some time ago
                 known = self._insert(keys, now)
             known.used = now
             if len(known.capsules) >= MAX_CAPSULES:
@@ -240,8 +239,10 @@ class OpenedKeys:
         self._drop_expired(now)
         while len(self._keys) >= self._policy.max_entries:
             self._evicted += 1
-            largest = max(self._scopes.values(), key=lambda scope: len(scope.keys))
-            self._drop(min(largest.keys.values(), key=self._last_use))
+            share = max(len(scope.keys) for scope in self._scopes.values())
+            largest = [scope for scope in self._scopes.values() if len(scope.keys) == share]
+            candidates = [known for scope in largest for known in scope.keys.values()]
+            self._drop(min(candidates, key=self._last_use))
         scope = self._scopes.setdefault(keys.scope.encoded, _Scope(keys.scope))
         known = _OpenedKey(keys, scope, ends=now + self._policy.max_age)
         self._keys[keys.key_id] = scope.keys[keys.key_id] = known
@@ -250,10 +251,9 @@ class OpenedKeys:
     def _last_use(self, known: _OpenedKey) -> float:
         return max(known.used, *(self.openers[prefix].used for prefix in known.prefixes), -inf)
 
-    def opener(self, keys: Keys, head: bytes, capsule: bytes) -> Opener:
-        """For messages without stored context that start with ``head``, kept if the keys are."""
-        prefix = head[:SUBKEY_PREFIX_BYTES]
-        opener = Opener(keys, prefix, capsule)
+    def keep_opener(self, keys: Keys, opener: Opener) -> None:
+        """Use it for all messages of its subkey, if the keys are kept; it has opened one."""
+        prefix = opener.prefix
         with self._lock:
             known = self._keys.get(keys.key_id)
             if known is not None and known.keys is keys:
@@ -264,7 +264,6 @@ class OpenedKeys:
                 opener.expires = known.ends
                 opener.scope = known.scope.context or None
                 self.openers[prefix] = opener
-        return opener
 
     def forget(self, context: Context | None = None, key_id: bytes | None = None) -> int:
         """Drop the keys whose scope is part of ``context``, or with this id; how many that were."""

@@ -394,10 +394,9 @@ class Caller:
 
     def _once(self, call: Call[T], work: Callable[[Relay], T]) -> T:
         """One attempt, and its verdict for the breaker."""
-        permit = call.permit
-        if permit is None:
+        breaker, permit = call.relay.breaker, call.permit
+        if permit is None or not breaker.honours(permit):  # it may have waited for a worker
             permit = call.permit = self._acquire(call)
-        breaker = call.relay.breaker
         try:
             call.relay.prepare()
             call.began = self.clock()

@@ -11,29 +11,24 @@ from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal, Self, TypeVar, overload
 
 import attrs
 from cryptography.exceptions import InvalidTag
 
-from kms_core import config, envelope, header, health, inspection, parallel
+from kms_core import arguments, config, envelope, header, health, inspection, parallel
 from kms_core import rewrap as rewrapping
-from kms_core.aead import Keys, random_key, wipe
+from kms_core.arguments import ContextLike, Data
 from kms_core.assembly import Assembly
 from kms_core.breaker import BreakerSnapshot
-from kms_core.cache import CacheInfo, Flights, OpenedKeys, Sweeper, since_boot
-from kms_core.capsules import CapsuleStore, FileCapsules, SqliteCapsules
-from kms_core.context import RESERVED_PREFIX, Context
+from kms_core.cache import CacheInfo, OpenedKeys, Sweeper, since_boot
+from kms_core.capsules import CapsuleStore
+from kms_core.context import Context
+from kms_core.direct import Direct
 from kms_core.errors import (
-    IntegrityError,
-    InvalidCiphertext,
     InvalidRequest,
-    KeyNotFound,
     KMSError,
-    NoMatchingRecipient,
-    PolicyDenied,
 )
 from kms_core.files import NewFile
 from kms_core.header import MESSAGE_HEADER_BYTES, SUBKEY_PREFIX_BYTES
@@ -41,37 +36,24 @@ from kms_core.memory import Arena
 from kms_core.monitor import Monitor
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Relay
-from kms_core.sealing import NewKey, SealingKey, SealingKeys
+from kms_core.sealing import SealingKey, SealingKeys
 from kms_core.sessions import SMALL, SealedMany, Session, open_all, seal_all, without_copy
 from kms_core.settings import Settings
+from kms_core.stored import StoredCapsules
 from kms_core.stream import StreamWriter, write_all
 from kms_core.types import (
-    MAC_ALGORITHMS,
-    MAX_SIGNED_BYTES,
-    POST_QUANTUM_WRAPS,
-    SIGNATURE_ALGORITHMS,
-    Ciphertext,
-    DataKey,
     Event,
     Health,
     HealthReport,
     PluginInfo,
-    PublicKey,
-    Signature,
 )
 from kms_core.unwrapping import Unwrapper
-from kms_core.uri import provider_type
 from kms_core.workers import Workers
+from kms_core.wrapping import Wrapper
 
 T = TypeVar("T")
-Data = bytes | bytearray | memoryview
-ContextLike = Mapping[str, str] | None
-
-MAX_DIRECT_BYTES: Final = 4096  # what every service encrypts itself; more is for envelopes
-MAX_GENERATIONS: Final = 10_000  # stored capsules whose generation is remembered
 RECENT_CONTEXTS: Final = 256  # given as plain dicts, and kept encoded
 REFRESH_THREADS: Final = 4  # data keys that are replaced in the background at once
-SQLITE_SUFFIXES: Final = frozenset({".db", ".sqlite", ".sqlite3"})
 #: What the hot paths run into where there is more to do: no key at hand, one that was dropped or is
 #: used up, or input of an unusual kind.  The whole method then judges, from the start.
 _NOT_AT_HAND: Final = (
@@ -80,7 +62,7 @@ _NOT_AT_HAND: Final = (
 )
 
 
-class Kms:
+class Kms(Direct):
     """Seals, opens and rewraps under all configured keys.  Thread-safe; ``close`` when done.
 
     Every method that asks a service returns or raises within ``[calls] deadline``.  Errors are
@@ -117,9 +99,11 @@ class Kms:
         self._recent: dict[tuple[tuple[str, str], ...], Context] = {}
         self._key_context = settings.envelope.key_context
         self._start()
-        policy = settings.envelope
-        self._capsules = _configured_store(policy.capsules) if capsules is None else capsules
-        self._generations: dict[bytes, int] = {}  # of stored capsules, as last seen
+        self._stored = (
+            StoredCapsules.at(settings.envelope.capsules)
+            if capsules is None
+            else StoredCapsules(capsules)
+        )
         if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
             # Cannot be undone: what stays behind for good is one dead weak reference.
             os.register_at_fork(after_in_child=partial(_start_in_child, weakref.ref(self)))
@@ -127,10 +111,11 @@ class Kms:
     def _start(self) -> None:
         """Build everything that holds locks, threads or connections."""
         self._assembly = self._assemble()
-        self._gaps = health.Gaps(self._clock)
         self._router = self._assembly.router
         self._quorum = self._assembly.quorum
         self._emit = self._assembly.emit
+        self._arena = Arena()
+        self._wrap = Wrapper(self._settings, self._router, self._quorum, self._arena, self._clock)
         policy = self._settings.envelope
         self._unwrap = Unwrapper(
             self._router,
@@ -153,12 +138,11 @@ class Kms:
     def _start_cache(self) -> None:
         """Keep data keys from now on, starting with none."""
         policy = self._settings.cache
-        self._arena = Arena()
         self._background = Workers("cache", REFRESH_THREADS)
         self._sweeper = Sweeper(self._drop_expired, self._age)
         self._sealing = SealingKeys(
             policy,
-            self._new_key,
+            self._wrap,
             clock=self._age,
             submit=self._background.submit,
             are_back=self._are_back,
@@ -168,7 +152,6 @@ class Kms:
         self._sessions = self._sealing.sessions
         self._opened = OpenedKeys(policy, self._age, self._sweeper.begin)
         self._openers = self._opened.openers
-        self._placing: Flights[bytes, None] = Flights()
 
     def _disown_keys(self) -> None:
         """Drop them in a child, where locks may be held and a key for sealing is the parent's."""
@@ -216,15 +199,14 @@ class Kms:
             self._opened.forget()
             self._arena.close()
             self._assembly.close()
-            if self._capsules is not None:
-                self._capsules.close()
+            self._stored.close()
 
     # --- envelopes -------------------------------------------------------------------------------
 
     @staticmethod
     def context(pairs: Mapping[str, str]) -> Context:
         """A context encoded once, for repeated use; raises ``InvalidRequest``."""
-        return _context(pairs)
+        return arguments.context(pairs)
 
     @overload
     def seal(
@@ -288,9 +270,9 @@ class Kms:
         self, data: Data, context: ContextLike, stored_context: ContextLike, *, inline: bool
     ) -> bytes:
         with self._told("seal") as outcome:
-            plaintext = _data(data)
+            plaintext = arguments.data(data)
             envelope.check_size(plaintext)
-            supplied, stored = self._kept(context), _optional_context(stored_context)
+            supplied, stored = self._kept(context), arguments.optional_context(stored_context)
             key = self._sealing_key(supplied, stored, size=len(plaintext))
             outcome.missing = key.missing
             message = envelope.seal_message(key.keys, plaintext, supplied, stored)
@@ -310,14 +292,14 @@ class Kms:
         if pairs is None:
             return self._no_context
         if type(pairs) is not dict:
-            return _context(pairs)
+            return arguments.context(pairs)
         items = tuple(pairs.items())
         try:
             known = self._recent.get(items)
         except TypeError:  # not even hashable
-            return _context(pairs)
+            return arguments.context(pairs)
         if known is None:
-            known = _context(pairs)
+            known = arguments.context(pairs)
             if len(self._recent) >= RECENT_CONTEXTS:
                 self._recent.clear()
             self._recent[items] = known
@@ -338,9 +320,9 @@ class Kms:
         capsule store.  Raises ``InvalidRequest`` naming the first value that is not bytes.
         """
         with self._told("seal") as outcome:
-            batch = _batch(values)
-            contexts = _each_context(context, len(batch))
-            supplied = contexts[0] if contexts else _common_context(context)
+            batch = arguments.batch(values)
+            contexts = arguments.contexts(context, len(batch))
+            supplied = contexts[0] if contexts else arguments.common_context(context)
             key = self._sealing_key(supplied, None, len(batch), sum(map(len, batch)))
             if not all(each.includes(key.keys.scope) for each in contexts):
                 raise InvalidRequest(
@@ -354,7 +336,7 @@ class Kms:
             try:
                 messages.extend(seal_all(key.keys, batch, aads))
             except TypeError:
-                _data(batch[len(messages)])
+                arguments.data(batch[len(messages)])
                 raise
             return SealedMany(capsule, messages)
 
@@ -373,7 +355,9 @@ class Kms:
                 opened.extend(self._opening_many(sealed, context))
             else:
                 each = sealed.messages if isinstance(sealed, SealedMany) else list(sealed)
-                contexts = _each_context(context, len(each)) or repeat(_common_context(context))
+                contexts = arguments.contexts(context, len(each)) or repeat(
+                    arguments.common_context(context)
+                )
                 opened.extend(map(self.open, each, contexts))
         except KMSError as exc:
             exc.add_note(f"at value {len(opened)} of those given to open_many()")
@@ -383,9 +367,9 @@ class Kms:
     def _opening_many(
         self, sealed: SealedMany, context: ContextLike | list[ContextLike]
     ) -> Iterator[bytes]:
-        messages = [_data(message) for message in sealed.messages]
-        contexts = _each_context(context, len(messages))
-        supplied = contexts or [_common_context(context)]
+        messages = [arguments.data(message) for message in sealed.messages]
+        contexts = arguments.contexts(context, len(messages))
+        supplied = contexts or [arguments.common_context(context)]
         with self._told("open"):
             keys = envelope.keys_for_many(sealed.capsule, supplied, self._unwrap, self._opened)
             aads = (each.encoded for each in contexts) if contexts else repeat(supplied[0].encoded)
@@ -406,9 +390,11 @@ class Kms:
         does not open.  ``segment_bytes`` is a power of two, 4 KiB to 4 MiB.  Errors as ``seal``.
         """
         with self._told("seal") as outcome:
-            supplied, stored = _context(context), _optional_context(stored_context)
-            log2 = _log2(segment_bytes)
-            envelope.check_segment(log2)
+            supplied, stored = (
+                arguments.context(context),
+                arguments.optional_context(stored_context),
+            )
+            log2 = arguments.segment_log2(segment_bytes)
             key = self._sealing_key(supplied, stored)
             outcome.missing = key.missing
             write_all(destination, memoryview(self._capsule_in_front(key, inline=inline)))
@@ -443,7 +429,10 @@ class Kms:
             open(source, "rb", buffering=0) as plain,  # noqa: PTH123
             NewFile(destination) as sealed,
         ):
-            supplied, stored = _context(context), _optional_context(stored_context)
+            supplied, stored = (
+                arguments.context(context),
+                arguments.optional_context(stored_context),
+            )
             key = self._sealing_key(supplied, stored)
             outcome.missing = key.missing
             capsule = self._capsule_in_front(key, inline=inline)
@@ -519,9 +508,13 @@ class Kms:
         raise KeyError
 
     def _open(self, sealed: Data | str, context: ContextLike) -> bytes:
-        with self._told("open"), self._stored_capsules() as find:
+        with self._told("open"), self._stored.looking_up() as find:
             return envelope.open_envelope(
-                _envelope(sealed), _context(context), self._unwrap, find, self._opened
+                arguments.sealed_bytes(sealed),
+                arguments.context(context),
+                self._unwrap,
+                find,
+                self._opened,
             )
 
     @staticmethod
@@ -550,7 +543,7 @@ class Kms:
         Returns the envelope unchanged if there is nothing to do.
         """
         self._check_open()
-        whole = _envelope(sealed)
+        whole = arguments.sealed_bytes(sealed)
         capsule, body = envelope.split(whole)
         intent = self._intent(add, remove, repair=repair)
         if not capsule:
@@ -579,154 +572,25 @@ class Kms:
     def _intent(
         self, add: str | Sequence[str], remove: str | Sequence[str], *, repair: bool
     ) -> rewrapping.Intent:
-        return rewrapping.Intent(self._settings.recipients, _names(add), _names(remove), repair)
+        return rewrapping.Intent(
+            self._settings.recipients, arguments.names(add), arguments.names(remove), repair
+        )
 
     def _rewrap(self, capsule: bytes, intent: rewrapping.Intent) -> bytes:
         with self._told("rewrap") as outcome:
             result = rewrapping.rewrap(
-                capsule, self._router, self._unwrap, intent, check=self._check_post_quantum
+                capsule, self._router, self._unwrap, intent, check=self._wrap.check_post_quantum
             )
             outcome.missing, outcome.unverified = result.missing, result.unverified
             return result.capsule
 
     def _rewrap_stored(self, key_id: bytes, intent: rewrapping.Intent) -> None:
-        def attempt(intent: rewrapping.Intent) -> None:
-            with self._stored_capsules() as find:
-                old = find(key_id)
-                new = self._rewrap(old, intent)
-            if new != old:
-                self._store().put(key_id, new, replaces=old)
-
-        rewrapping.until_undisturbed(attempt, intent)
-
-    # --- direct use of the services --------------------------------------------------------------
-
-    def encrypt(
-        self, data: Data, context: ContextLike = None, *, via: str | None = None
-    ) -> Ciphertext:
-        """Let one service encrypt 1 to 4096 bytes; the result names who did.
-
-        Falls back in order of preference, never to a weaker protection level unless
-        ``allow_weaker``.  ``via`` asks one instance only.
-        """
-        plaintext = bytes(_data(data))
-        if not 1 <= len(plaintext) <= MAX_DIRECT_BYTES:
-            raise InvalidRequest(
-                f"direct encryption takes 1 to {MAX_DIRECT_BYTES} bytes, not {len(plaintext)}: "
-                "seal() takes more"
-            )
-        bound = _context(context)
-        return self._direct(
-            "encrypt", self._encrypting(via), lambda relay: relay.encrypt(plaintext, bound)
+        rewrapping.until_undisturbed(
+            lambda intent: self._stored.change(
+                key_id, lambda capsule: self._rewrap(capsule, intent)
+            ),
+            intent,
         )
-
-    def decrypt(self, ciphertext: Ciphertext, context: ContextLike = None) -> bytes:
-        """Let the service that holds the key (or a replica of it) decrypt.
-
-        Raises ``InvalidCiphertext`` if it does not authenticate.
-        """
-        self._check_open()
-        if not isinstance(ciphertext, Ciphertext):
-            raise InvalidRequest("decrypt() takes a Ciphertext; sealed bytes are for open()")
-        bound = (ciphertext, _context(context))
-        try:
-            return self._router.unwrap([bound], lambda _, plaintext: bytes(plaintext))
-        except NoMatchingRecipient:
-            raise
-        except IntegrityError:
-            raise InvalidCiphertext(
-                "the ciphertext is altered or foreign, or the context differs"
-            ) from None
-
-    def generate_data_key(self, context: ContextLike = None, *, via: str | None = None) -> DataKey:
-        """A 256-bit key for the caller's own use, with its wrap; ``decrypt`` brings it back."""
-        bound = _context(context)
-
-        def generate(relay: Relay) -> DataKey:
-            if relay.supports("generate_data_key"):
-                return relay.generate_data_key(bound)
-            key = random_key()
-            return DataKey(key, relay.encrypt(key, bound))
-
-        return self._direct("generate_data_key", self._encrypting(via), generate)
-
-    def sign(
-        self, data: Data, *, algorithm: str | None = None, via: str | None = None
-    ) -> Signature:
-        """Let a service sign ``data``, up to 1 MiB; the result names the key that did.
-
-        Asks the instances with ``purpose = "sign"`` in their order, or ``via`` alone.
-        ``algorithm`` is one of ``SIGNATURE_ALGORITHMS`` or, for a MAC that only the service can
-        check, of ``MAC_ALGORITHMS``; without it the key's preferred one.
-        """
-        message = _signed(data)
-        if algorithm is not None:
-            _check_algorithm(algorithm)
-        return self._direct(
-            "sign", self._signing(via), lambda relay: relay.sign(message, algorithm)
-        )
-
-    def verify(self, data: Data, signature: Signature, *, via: str | None = None) -> bool:
-        """Whether ``signature`` is one of ``data`` by the key it names.
-
-        Done here with the key's public half, which the instance that has the key is asked for
-        once; only MACs are left to the service.  Raises ``AllInstancesFailed`` if no instance has
-        that key or none could be asked.
-        """
-        self._check_open()
-        if not isinstance(signature, Signature):
-            raise InvalidRequest("verify() takes the Signature that sign() returned")
-        message = _signed(data)
-        _check_algorithm(signature.algorithm)
-        names = tuple(self._router.relays) if via is None else self._named(via)
-        candidates = (self._router.relays[name] for name in names)
-        relays = [
-            relay for relay in candidates if provider_type(signature.key_uri) == relay.info.provider
-        ]
-        for relay in relays:
-            known = relay.verify_here(message, signature)
-            if known is not None:
-                return known
-        if not relays:
-            raise InvalidRequest(f"no instance can have the key {signature.key_uri}")
-        return self._router.first(
-            "verify",
-            [relay.name for relay in relays],
-            lambda relay: relay.verify(message, signature),
-            allow_weaker=True,
-            key=signature.key_uri,
-        )
-
-    def public_key(self, *, via: str | None = None) -> PublicKey:
-        """The public key of a signing instance (the first, or ``via``), as the service tells it."""
-        return self._direct("public_key", self._signing(via), lambda relay: relay.public_key())
-
-    def _signing(self, via: str | None) -> tuple[str, ...]:
-        if via is not None:
-            return self._named(via)
-        signing = tuple(
-            name for name, each in self._settings.instances.items() if each.purpose == "sign"
-        )
-        if not signing:
-            raise InvalidRequest('no instance has purpose = "sign"; name one with via=')
-        return signing
-
-    def _named(self, via: str) -> tuple[str, ...]:
-        if via not in self._router.relays:
-            raise InvalidRequest(f"no instance {via!r}; known are {', '.join(self._router.relays)}")
-        return (via,)
-
-    def _encrypting(self, via: str | None = None) -> tuple[str, ...]:
-        if via is not None:
-            return self._named(via)
-        if not self._settings.recipients:
-            raise InvalidRequest('every instance has purpose = "sign": there is nobody to seal to')
-        return self._settings.recipients
-
-    def _direct(self, operation: str, names: Sequence[str], work: Callable[[Relay], T]) -> T:
-        self._check_open()
-        policy = self._settings.envelope
-        return self._router.first(operation, names, work, allow_weaker=policy.allow_weaker)
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -760,7 +624,7 @@ class Kms:
                 self._quorum,
             ),
         )
-        return health.with_gaps(report, self._overdue())
+        return health.with_gaps(report, self._wrap.overdue())
 
     def warm_up(self) -> HealthReport:
         """Load every SDK, connect, and prove that every recipient can wrap and unwrap.
@@ -785,9 +649,6 @@ class Kms:
         signs = self._settings.instances[relay.name].purpose == "sign"
         return relay.health() if signs else relay.canary()
 
-    def _overdue(self) -> list[str]:
-        return self._gaps.longer_than(self._settings.envelope.max_degraded_for)
-
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
         """Every plugin found or needed, with its state and reason."""
@@ -806,7 +667,7 @@ class Kms:
         sealed opens as before, after asking a service.
         """
         self._check_open()
-        only = None if context is None else _context(context)
+        only = None if context is None else arguments.context(context)
         named = bytes.fromhex(key_id) if isinstance(key_id, str) else key_id
         return self._sealing.forget(only, named) + self._opened.forget(only, named)
 
@@ -829,91 +690,18 @@ class Kms:
         """A data key that may seal so much; asks services if there is none."""
         return self._sealing.key(self._scope(supplied, stored), messages, size)
 
-    def _new_key(self, scope: Context) -> NewKey:
-        """A fresh DEK in the hands of the recipients; raises if too few of them can be reached."""
-        recipients, threshold = self._encrypting(), self._settings.threshold
-        indexes = range(1, len(recipients) + 1) if threshold > 1 else [0] * len(recipients)
-        index_of = dict(zip(recipients, indexes, strict=True))
-        drawn = random_key()
-        secret = self._arena.secret(drawn)
-        wipe(drawn)
-        with secret as dek:
-            keys = Keys(dek, scope)
-            shares = envelope.Shares.of(dek, threshold, list(indexes))
-        secret.close()
-        try:
-            parts = {name: shares.bound(keys, index) for name, index in index_of.items()}
-            result = self._router.wrap(parts, self._quorum)
-            self._check_post_quantum(result.wraps)
-            wraps = [shares.wrapped(wrap, index_of[str(wrap.instance)]) for wrap in result.wraps]
-        finally:
-            shares.wipe()
-        missing = tuple(attempt.instance for attempt in result.failures)
-        self._gaps.note(missing, recipients)
-        self._check_gaps()
-        uris = [self._router.relays[name].key_uri for name in missing]
-        return NewKey(keys, envelope.new_capsule(keys, wraps, uris, threshold=threshold), missing)
-
-    def _check_gaps(self) -> None:
-        overdue = self._overdue()
-        if overdue and self._settings.envelope.on_degraded == "refuse":
-            raise PolicyDenied(
-                f"nothing was written: {', '.join(overdue)} missing from all that was sealed for "
-                "longer than envelope.max_degraded_for"
-            )
-
-    def _check_post_quantum(self, wraps: Iterable[Ciphertext]) -> None:
-        weak = [str(wrap.instance) for wrap in wraps if wrap.wrap_alg not in POST_QUANTUM_WRAPS]
-        if weak and self._settings.envelope.require_pq:
-            raise PolicyDenied(
-                f"envelope.require_pq: {', '.join(weak)} wrapped with an algorithm that a quantum "
-                "computer undoes, and the weakest recipient decides; nothing was written"
-            )
-
     def _capsule_in_front(self, key: SealingKey, *, inline: bool) -> bytes:
         """The capsule in front of its body, or nothing once it is in the store."""
         if inline:
             return key.capsule
-        self._placing.run(key.keys.key_id, lambda: self._place_capsule(key))
+        self._stored.place(key)
         return b""
 
-    def _place_capsule(self, key: SealingKey) -> None:
-        if not key.stored:
-            self._store().put(key.keys.key_id, key.capsule, replaces=None)
-            key.note_stored()
-
-    def _store(self) -> CapsuleStore:
-        if self._capsules is None:
-            raise InvalidRequest(
-                "compact messages need a capsule store: set envelope.capsules, or pass capsules="
-            )
-        return self._capsules
-
     def _reader(self, source: IO[bytes], context: ContextLike) -> io.BufferedIOBase:
-        with self._stored_capsules() as find:
-            return envelope.open_stream(source, _context(context), self._unwrap, find, self._opened)
-
-    @contextmanager
-    def _stored_capsules(self) -> Iterator[envelope.FindCapsule]:
-        """Look-ups in the store; what was found is known to be genuine when the block succeeds.
-
-        Refuses a capsule older than one that was genuine before.
-        """
-        found: dict[bytes, int] = {}
-
-        def find(key_id: bytes) -> bytes:
-            capsule = self._store().get(key_id)
-            if capsule is None:
-                raise KeyNotFound(f"the capsule store has no capsule for key id {key_id.hex()}")
-            found[key_id] = header.parse_capsule(capsule).generation
-            if found[key_id] < self._generations.get(key_id, 0):
-                raise IntegrityError
-            return capsule
-
-        yield find
-        self._generations.update(found)
-        while len(self._generations) > MAX_GENERATIONS:
-            self._generations.pop(next(iter(self._generations)), None)
+        with self._stored.looking_up() as find:
+            return envelope.open_stream(
+                source, arguments.context(context), self._unwrap, find, self._opened
+            )
 
     def _scope(self, supplied: Context, stored: Context | None) -> Context:
         """The context entries that go to the services as well."""
@@ -978,86 +766,3 @@ def _start_in_child(reference: weakref.ref[Kms]) -> None:
 class _Outcome:
     missing: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
-
-
-def _configured_store(path: Path | None) -> CapsuleStore | None:
-    if path is None:
-        return None
-    return SqliteCapsules(path) if path.suffix in SQLITE_SUFFIXES else FileCapsules(path)
-
-
-def _log2(segment_bytes: int) -> int:
-    if segment_bytes < 1 or segment_bytes & (segment_bytes - 1):
-        raise InvalidRequest(f"segment_bytes is a power of two, not {segment_bytes}")
-    return segment_bytes.bit_length() - 1
-
-
-def _data(data: Data) -> bytes:
-    if isinstance(data, str) or not isinstance(data, bytes | bytearray | memoryview):
-        raise InvalidRequest(
-            f"expected bytes, got {type(data).__name__}; encode text first, say with .encode()"
-        )
-    return bytes(data)
-
-
-def _batch(values: Iterable[Data]) -> list[Data]:
-    """The values that ``seal_many`` was given, if none is larger than a message."""
-    batch = list(values)
-    try:
-        if max(map(len, batch), default=0) > SMALL:
-            batch = [_data(value) for value in batch]
-            envelope.check_size(max(batch, key=len))
-    except TypeError:
-        for value in batch:
-            _data(value)
-        raise
-    return batch
-
-
-def _each_context(context: ContextLike | list[ContextLike], count: int) -> list[Context]:
-    """One context for each value, or none where one is for all."""
-    if not isinstance(context, list):
-        return []
-    if len(context) != count:
-        raise InvalidRequest(f"{len(context)} contexts for {count} values: give one for each")
-    return [_context(each) for each in context]
-
-
-def _common_context(context: ContextLike | list[ContextLike]) -> Context:
-    return Context() if isinstance(context, list) else _context(context)  # a list for no values
-
-
-def _signed(data: Data) -> bytes:
-    message = _data(data)
-    if len(message) > MAX_SIGNED_BYTES:
-        raise InvalidRequest(
-            f"up to {MAX_SIGNED_BYTES} bytes are signed, not {len(message)}: sign a digest of them"
-        )
-    return message
-
-
-def _check_algorithm(algorithm: str) -> None:
-    known = SIGNATURE_ALGORITHMS | MAC_ALGORITHMS
-    if algorithm not in known:
-        raise InvalidRequest(f"no algorithm {algorithm!r}; known are {', '.join(sorted(known))}")
-
-
-def _envelope(sealed: Data | str) -> bytes:
-    return inspection.unarmor(sealed) if isinstance(sealed, str) else _data(sealed)
-
-
-def _context(pairs: ContextLike) -> Context:
-    if pairs is not None and not isinstance(pairs, Mapping):
-        raise InvalidRequest(f"a context is a mapping of strings, not {type(pairs).__name__}")
-    context = pairs if isinstance(pairs, Context) else Context(pairs)
-    if context.reserved:
-        raise InvalidRequest(f"context names starting with {RESERVED_PREFIX!r} are reserved")
-    return context
-
-
-def _optional_context(pairs: ContextLike) -> Context | None:
-    return None if pairs is None else _context(pairs)
-
-
-def _names(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)

@@ -45,6 +45,7 @@ from kms_core.header import (
     STORES_CONTEXT,
     STREAM_HEADER_BYTES,
     STREAM_SALT_BYTES,
+    SUBKEY_PREFIX_BYTES,
     TAG_BYTES,
     Capsule,
     MessageHeader,
@@ -94,8 +95,8 @@ class KeyCache(Protocol):
     def unlocked(self, key_id: bytes, capsule: bytes, unlock: Callable[[], Keys]) -> Keys:
         """What ``unlock`` returns, kept from now on."""
 
-    def opener(self, keys: Keys, head: bytes, capsule: bytes) -> Opener:
-        """What opens messages that start like ``head``."""
+    def keep_opener(self, keys: Keys, opener: Opener) -> None:
+        """Remember what opened a message."""
 
 
 #: Room reserved for a missing wrap beside its URI: the largest one known, HPKE with ML-KEM-1024.
@@ -388,8 +389,10 @@ def open_envelope(
     if cache is None or header.kind != KIND_MESSAGE:
         return open_message(keys, header, body, context)
     _check_is_of(header, keys)
-    opener = cache.opener(keys, body, capsule_bytes)
-    return opener.open(header.iv, memoryview(body)[header.size :], context.encoded)
+    opener = Opener(keys, body[:SUBKEY_PREFIX_BYTES], capsule_bytes)
+    plaintext = opener.open(header.iv, memoryview(body)[header.size :], context.encoded)
+    cache.keep_opener(keys, opener)  # not before: anybody can name a key and a salt
+    return plaintext
 
 
 def open_stream(

@@ -78,8 +78,12 @@ class Race:
         return None
 
     def _hedge(self) -> None:
-        """Nobody has answered for a while: ask one more, if that can be afforded."""
-        if not (self._caller.hedges.spend() and self._start_next()):
+        """Nobody has answered for a while: ask one more, if that can be afforded.
+
+        It costs nothing while all that were started still wait for a worker.
+        """
+        free = all(call.began is None for call in self._running.values())
+        if not ((free or self._caller.hedges.spend()) and self._start_next()):
             self._hedge_at = math.inf
 
     def _judge(

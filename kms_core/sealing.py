@@ -68,12 +68,13 @@ class SealingKey:
         self.refreshing = False
         self.outage = False  # when somebody last tried to replace it
         self._messages, self._bytes = policy.max_messages, policy.max_bytes
-        self._spare_messages = int(policy.max_messages * policy.refresh_ahead)
-        self._spare_bytes = int(policy.max_bytes * policy.refresh_ahead)
+        self._spare_messages = int(policy.max_messages * policy.refresh_ahead) or -1
+        self._spare_bytes = int(policy.max_bytes * policy.refresh_ahead) or -1
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._stored = False
         self._sealed = 0  # not counting the present session
+        self.waited = 0  # callers who had to wait until it was there
         self._stale_from: int | None = None
         self.seen = -1  # what it had sealed when somebody last had to make room
 
@@ -87,11 +88,12 @@ class SealingKey:
         """How many of them after its time."""
         return 0 if self._stale_from is None else self.sealed - self._stale_from
 
-    def charge(self, messages: int, size: int) -> bool:
+    def charge(self, messages: int, size: int, *, waited: bool = False) -> bool:
         """Count messages that its session does not; false: it may not seal so much any more."""
         with self._lock:
             charged = self._take(messages, max(size, messages * SMALL))
             self._sealed += messages * charged
+            self.waited += waited and charged
             return charged
 
     def _take(self, messages: int, size: int) -> bool:
@@ -110,7 +112,7 @@ class SealingKey:
             if self._session is None or not self._session.left:
                 self._end_session()
                 grant = self._grant()
-                if not self._take(grant, grant * SMALL):
+                if grant < 1 or not self._take(grant, grant * SMALL):
                     return None
                 self._session = Session(
                     owner, self.keys, self.capsule, grant, self.charge, stored=self._stored
@@ -124,7 +126,7 @@ class SealingKey:
             self._messages - self._spare_messages, (self._bytes - self._spare_bytes) // SMALL
         )
         rest = min(self._messages, self._bytes // SMALL)
-        return min(SESSION_MESSAGES, ample if ample > 0 else max(rest, 1))
+        return min(SESSION_MESSAGES, rest if ample <= 0 else min(ample, rest))
 
     @property
     def stored(self) -> bool:
@@ -200,7 +202,7 @@ class SealingKeys:
         self._keys: dict[Partition, SealingKey] = {}
         self._flights: Flights[Partition, SealingKey] = Flights()
         self._era = 0  # grows when keys are forgotten: what was begun before is not kept
-        self._past_sealed = self._past_stale = 0
+        self._past_sealed = self._past_stale = self._past_waited = 0
         self._misses = self._refreshed = self._refresh_failed = self._evicted = 0
         self.sessions: Final[dict[Partition, Session]] = {}
 
@@ -212,15 +214,18 @@ class SealingKeys:
         Asks services if there is none; raises what they raise, and ``InvalidRequest`` for more
         than one key may seal.
         """
-        for _ in range(2):  # if the first may not seal so much any more, a fresh one must
-            key = self._usable(scope) or self._wait_for_key(scope)
-            if key.charge(messages, size):
+        policy = self._policy
+        if messages > policy.max_messages or max(size, messages * SMALL) > policy.max_bytes:
+            raise InvalidRequest(
+                f"{messages} messages of {size} bytes together are more than one data key may "
+                "seal: raise max_messages or max_bytes in [cache], or seal them in parts"
+            )
+        while True:  # until it is one that others have not used up
+            usable = self._usable(scope)
+            key = usable or self._wait_for_key(scope)
+            if key.charge(messages, size, waited=usable is None):
                 return key
             self._drop(scope, key)
-        raise InvalidRequest(
-            f"{messages} messages of {size} bytes together are more than one data key may seal: "
-            "raise max_messages or max_bytes in [cache], or seal them in parts"
-        )
 
     def keep_session(self, key: SealingKey) -> Session | None:
         """What the next messages of its partition are sealed with, if the key is kept."""
@@ -248,18 +253,33 @@ class SealingKeys:
     def _wait_for_key(self, scope: Context) -> SealingKey:
         if self._policy.max_age <= 0:
             return self._ask(scope)
-        return self._flights.run(_partition(scope), lambda: self._usable(scope) or self._ask(scope))
+        try:
+            return self._flights.run(
+                _partition(scope), lambda: self._usable(scope) or self._ask(scope)
+            )
+        except KMSError as exc:  # perhaps of a refresh that was under way
+            key = self._stale_after(scope, exc)
+            if key is None:
+                raise
+            return key
 
     def _ask(self, scope: Context) -> SealingKey:
         self._misses += 1  # flights of one partition do not overlap; a statistic bears the rest
         try:
             return self._replace(scope)
         except KMSError as exc:
-            key = self._keys.get(_partition(scope))
-            if key is None or not _is_outage(exc) or not self._may_be_stale(key, self._clock()):
+            key = self._stale_after(scope, exc)
+            if key is None:
                 raise
             self._note_failure(key, exc)
             return key
+
+    def _stale_after(self, scope: Context, error: KMSError) -> SealingKey | None:
+        """The key whose time is over, if it may seal nevertheless because nobody can be asked."""
+        key = self._keys.get(_partition(scope))
+        if key is None or not _is_outage(error) or not self._may_be_stale(key, self._clock()):
+            return None
+        return key
 
     def _replace(self, scope: Context) -> SealingKey:
         era = self._era
@@ -295,6 +315,8 @@ class SealingKeys:
             self._note_failure(key, exc)
 
     def _refresh(self, scope: Context, key: SealingKey) -> None:
+        if self._keys.get(_partition(scope)) is not key:
+            return  # replaced by somebody who could not wait, or not wanted any more
         try:
             self._flights.run(_partition(scope), lambda: self._replace(scope))
         except KMSError as exc:
@@ -322,8 +344,8 @@ class SealingKeys:
 
     def _look_again_at(self, key: SealingKey, now: float) -> float:
         """When the next message has to come by."""
-        ends = key.ends if now < key.ends else key.ends + self._policy.stale_if_error
-        return min(ends, key.repair_at, inf if key.refreshing else key.refresh_at)
+        stale = self._policy.stale_if_error if now >= key.ends and key.outage else 0.0
+        return min(key.ends + stale, key.repair_at, inf if key.refreshing else key.refresh_at)
 
     # --- keeping ---------------------------------------------------------------------------------
 
@@ -386,6 +408,7 @@ class SealingKeys:
         self.sessions.pop(partition, None)
         key.retire()
         self._past_sealed += key.sealed
+        self._past_waited += key.waited
         self._past_stale += key.sealed_stale
 
     # --- telling ---------------------------------------------------------------------------------
@@ -394,10 +417,10 @@ class SealingKeys:
     def counts(self) -> CacheCounts:
         """What it did so far."""
         with self._lock:
-            sealed = self._past_sealed + sum(key.sealed for key in self._keys.values())
-            waited = self._misses + self._flights.joined
+            hits = self._past_sealed - self._past_waited
+            hits += sum(key.sealed - key.waited for key in self._keys.values())
             return CacheCounts(
-                hits=max(0, sealed - waited),
+                hits=hits,
                 misses=self._misses,
                 coalesced=self._flights.joined,
                 evicted=self._evicted,

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from math import inf
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from attrs import field, frozen
 from cryptography.exceptions import InvalidTag
@@ -128,7 +128,7 @@ class Session:
     def retire(self) -> None:
         """Seal nothing any more, and let go of the key wherever this session is still known."""
         self.expires = -inf
-        self.encrypt = _gone
+        self.encrypt = self._charge = _gone
         self._aead = None
 
 
@@ -140,12 +140,13 @@ class Opener:
     last, and how often.
     """
 
-    __slots__ = ("decrypt", "expires", "front", "hits", "scope", "used")
+    __slots__ = ("decrypt", "expires", "front", "hits", "prefix", "scope", "used")
 
     def __init__(self, keys: Keys, prefix: bytes, capsule: bytes) -> None:
         """``prefix`` is what names data key and subkey: the message up to its IV."""
         aead = keys.one_shot(prefix[1], prefix[-SALT_BYTES:]).aead
         self.decrypt: Callable[[Any, Any, bytes], bytes] = aead.decrypt
+        self.prefix = prefix
         self.front = capsule + prefix if capsule else None
         self.scope: Context | None = keys.scope
         self.expires = self.used = -inf
@@ -205,19 +206,19 @@ def open_all(keys: Keys, messages: Iterable[bytes], aads: Iterable[bytes]) -> It
 
     Raises ``FormatError`` or ``IntegrityError`` at the first that is none, or not of these keys.
     """
-    prefix = b"?"
+    prefix: bytes | tuple[()] = ()  # with which nothing starts
     decrypt: Callable[[bytes, bytes, bytes], bytes] = _gone
     for message, aad in zip(messages, aads):  # noqa: B905  aads may be endless
         if not message.startswith(prefix):
             prefix = message[:SUBKEY_PREFIX_BYTES]
             header = parse_message_header(message)
-            if header.kind != KIND_MESSAGE or not prefix.startswith(_prefix(keys, b"")):
+            if header.kind != KIND_MESSAGE or not message.startswith(_prefix(keys, b"")):
                 raise IntegrityError
-            decrypt = keys.one_shot(KIND_MESSAGE, prefix[-SALT_BYTES:]).aead.decrypt
+            decrypt = keys.one_shot(KIND_MESSAGE, header.salt).aead.decrypt
         try:
             yield decrypt(message[SUBKEY_PREFIX_BYTES:_BODY], message[_BODY:], aad)
-        except InvalidTag:
-            parse_message_header(message)  # it may be cut short
+        except (InvalidTag, ValueError):  # the latter for an IV that is cut short
+            parse_message_header(message)
             raise IntegrityError from None
 
 
@@ -232,8 +233,8 @@ def _prefix(keys: Keys, salt: bytes) -> bytes:
     return bytes((MAGIC, KIND_MESSAGE, keys.suite)) + keys.key_id + salt
 
 
-def _gone(*_: object) -> bytes:
-    """Stands for the cipher of a key that was dropped."""
+def _gone(*_: object) -> NoReturn:
+    """Stands for what a key could do before it was dropped."""
     raise TypeError
 
 

@@ -23,9 +23,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("hookspecs", "aead", "config", "files", "header", "memory", "shamir", "workers"),
     ("asymmetric", "plugins", "stream", "capsules", "inspection", "offline", "sessions"),
     ("relay", "cache", "envelope", "parallel", "sealing"),
-    ("calls", "race", "routing"),
+    ("arguments", "calls", "race", "routing", "stored"),
     ("observe", "rewrap", "health", "unwrapping"),
-    ("settings", "assembly", "monitor", "repair", "client", "async_client"),
+    (
+        *("settings", "assembly", "direct", "monitor", "wrapping"),
+        *("repair", "client", "async_client"),
+    ),
     ("cli", "server", "integrations", "__main__"),
 )
 LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
@@ -48,9 +51,11 @@ EXCEPTIONS: dict[str, set[str]] = {
     "routing": below(4) | {"calls", "race"},
     "observe": below(2),
     "assembly": below(6) | {"settings"},
+    "direct": below(6) | {"settings"},
+    "wrapping": below(6) | {"settings"},
     "monitor": below(6) | {"settings"},
     "repair": below(6) | {"settings", "client"},
-    "client": below(6) | {"settings", "assembly", "monitor"},
+    "client": below(6) | {"settings", "assembly", "direct", "monitor", "wrapping"},
     "async_client": below(6) | {"settings", "client"},
     # it shows plugins, envelopes and events, and lets plugins bring commands
     "cli": {

@@ -381,7 +381,7 @@ def test_the_data_key_is_wiped_when_a_seal_ends(
         keys.append(bytearray(KEY))
         return keys[-1]
 
-    monkeypatch.setattr("kms_core.client.random_key", random_key)
+    monkeypatch.setattr("kms_core.wrapping.random_key", random_key)
     with client_for(services) as kms:
         kms.seal(b"x")
         for made in services.values():

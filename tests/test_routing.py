@@ -620,6 +620,39 @@ def test_a_silent_one_is_hedged_after_a_while() -> None:
         assert counts(made, "decrypt") == {"a": 1, "b": 1}
 
 
+def test_a_call_that_waits_for_a_thread_turns_to_another_for_nothing() -> None:
+    """All threads of an instance hang, and so would it; no service has been asked on its behalf."""
+    made = services("a", "b")
+    policy = hurried(hedge_after=MOMENT)
+    with hanging() as hang, router_for(made, policy=policy, limit=1) as router:
+        wraps = wraps_of(router)
+        made["a"].always("decrypt", hang.fault)
+        occupied = router.relays["a"].workers.submit(lambda: hang.release.wait(PATIENCE))
+        while router.calls.hedges.spend():
+            pass
+        assert unwrap(router, wraps) == DEK
+        hang.release.set()
+        assert occupied.result(PATIENCE)
+    assert counts(made, "decrypt") == {"a": 0, "b": 1}
+
+
+def test_a_call_that_waited_until_the_breaker_opened_is_not_made() -> None:
+    """It would only hang as well."""
+    made = services("a")
+    with hanging() as hang, router_for(made, breaker=OPENS_AT_ONCE, limit=1) as router:
+        relay, wraps = router.relays["a"], wraps_of(router)
+        occupied = relay.workers.submit(lambda: hang.release.wait(PATIENCE))
+        call = router.calls.start(
+            relay, "decrypt", lambda relay: relay.health(), router.deadline(), key=wraps[0].key_uri
+        )
+        open_breaker(relay)
+        hang.release.set()
+        assert occupied.result(PATIENCE)
+        with pytest.raises(BreakerOpen):
+            call.future.result(PATIENCE)
+    assert made["a"].count("health") == 0
+
+
 def test_a_silent_one_may_still_win() -> None:
     """Hedging asks another; it does not give up the first."""
     made = services("a", "b")

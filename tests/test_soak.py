@@ -45,6 +45,8 @@ def unwell_after_each(seed: int, *, blackouts: bool = False) -> Iterator[set[str
         yield set(unwell)
 
 
+# python-pkcs11 ends a search in a finaliser, which a token that is gone makes fail
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_short_soak_finds_nothing() -> None:
     """Everything opens, and nothing is left behind."""
     report = run(Options(operations=1000, threads=4))
