@@ -6,6 +6,7 @@ Every function raises ``InvalidRequest`` saying what was expected, and never sho
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from kms_core import envelope, inspection
 from kms_core.context import RESERVED_PREFIX, Context
@@ -26,15 +27,12 @@ def data(given: Data) -> bytes:
     return bytes(given)
 
 
-def batch(values: Iterable[Data]) -> list[Data]:
+def batch(values: Iterable[Data]) -> list[bytes]:
     """Many values, none larger than a message."""
-    given = list(values)
-    try:
-        if max(map(len, given), default=0) <= SMALL:
-            return given
-    except TypeError:  # one of them has no length; which one is told below
-        pass
-    copies: list[Data] = []
+    given: list[Any] = list(values)  # whatever callers pass
+    if set(map(type, given)) <= {bytes} and max(map(len, given), default=0) <= SMALL:
+        return given
+    copies: list[bytes] = []
     for number, value in enumerate(given):
         try:
             copies.append(data(value))
@@ -76,6 +74,16 @@ def common_context(given: ContextLike | list[ContextLike]) -> Context:
 def sealed_bytes(sealed: Data | str) -> bytes:
     """An envelope's bytes, out of their armor if it is text."""
     return inspection.unarmor(sealed) if isinstance(sealed, str) else data(sealed)
+
+
+def key_id(given: str | bytes | None) -> bytes | None:
+    """A data key's id, as bytes or as ``inspect`` shows it."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return bytes.fromhex(given)
+    except ValueError:
+        raise InvalidRequest("a key id is 32 hexadecimal digits, as inspect() shows it") from None
 
 
 def segment_log2(segment_bytes: int) -> int:

@@ -150,14 +150,16 @@ class AsyncKms:
         try:
             return at_hand(data, context, stored_context, inline, armor)
         except _Services:
-            return await self._run(call, data, context, stored_context, inline, armor)
+            pass  # so that it is no part of what may be raised now
+        return await self._run(call, data, context, stored_context, inline, armor)
 
     async def open(self, sealed: Any, context: ContextLike = None) -> bytes:
         """As ``Kms.open``."""
         try:
             return self._at_hand.open(sealed, context)
         except _Services:
-            return await self._run(self._kms.open, sealed, context)
+            pass
+        return await self._run(self._kms.open, sealed, context)
 
     async def seal_many(
         self,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import Any, Final, Generic, TypeVar
@@ -356,8 +357,10 @@ class Sweeper:
         """There is something to be dropped in time."""
         with self._lock:  # a sweep that finds nothing left must not end its thread meanwhile
             if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="kms-cache", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="kms-cache", daemon=True)
+                with suppress(RuntimeError):  # too many threads, or the process ends
+                    thread.start()
+                    self._thread = thread
 
     def stop(self) -> None:
         """Sweep no more; idempotent."""

@@ -37,7 +37,7 @@ from kms_core.monitor import Monitor
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Relay
 from kms_core.sealing import SealingKey, SealingKeys
-from kms_core.sessions import SMALL, SealedMany, Session, open_all, seal_all, without_copy
+from kms_core.sessions import SMALL, SealedMany, Session, flat, open_all, seal_all, without_copy
 from kms_core.settings import Settings
 from kms_core.stored import StoredCapsules
 from kms_core.stream import StreamWriter, write_all
@@ -58,7 +58,7 @@ REFRESH_THREADS: Final = 4  # data keys that are replaced in the background at o
 #: used up, or input of an unusual kind.  The whole method then judges, from the start.
 _NOT_AT_HAND: Final = (
     *(AttributeError, BufferError, IndexError, KeyError, StopIteration, TypeError, ValueError),
-    InvalidTag,
+    *(InvalidTag, NotImplementedError),  # the latter for views of several dimensions
 )
 
 
@@ -257,6 +257,8 @@ class Kms(Direct):
                 and not armor
             ):
                 front: bytes = session.inline if inline else session.compact
+                if type(data) is not bytes:
+                    data = flat(data)
                 if len(data) > SMALL:
                     return session.seal_large(front, data, bound.encoded)
                 iv = next(session.ivs)
@@ -277,7 +279,9 @@ class Kms(Direct):
             outcome.missing = key.missing
             message = envelope.seal_message(key.keys, plaintext, supplied, stored)
             sealed = self._capsule_in_front(key, inline=inline) + message
-            supplied.session = self._sealing.keep_session(key)
+            session = self._sealing.keep_session(key)
+            if supplied.includes(key.keys.scope):  # not if the stored context has a part of it
+                supplied.session = session
         return sealed
 
     def _bound(self, pairs: ContextLike) -> Context:
@@ -332,13 +336,7 @@ class Kms(Direct):
             outcome.missing = key.missing
             capsule = self._capsule_in_front(key, inline=inline)
             aads = (each.encoded for each in contexts) if contexts else repeat(supplied.encoded)
-            messages: list[bytes] = []
-            try:
-                messages.extend(seal_all(key.keys, batch, aads))
-            except TypeError:
-                arguments.data(batch[len(messages)])
-                raise
-            return SealedMany(capsule, messages)
+            return SealedMany(capsule, list(seal_all(key.keys, batch, aads)))
 
     def open_many(
         self,
@@ -367,8 +365,8 @@ class Kms(Direct):
     def _opening_many(
         self, sealed: SealedMany, context: ContextLike | list[ContextLike]
     ) -> Iterator[bytes]:
-        messages = [arguments.data(message) for message in sealed.messages]
-        contexts = arguments.contexts(context, len(messages))
+        messages = map(arguments.data, sealed.messages)
+        contexts = arguments.contexts(context, len(sealed.messages))
         supplied = contexts or [arguments.common_context(context)]
         with self._told("open"):
             keys = envelope.keys_for_many(sealed.capsule, supplied, self._unwrap, self._opened)
@@ -668,7 +666,7 @@ class Kms(Direct):
         """
         self._check_open()
         only = None if context is None else arguments.context(context)
-        named = bytes.fromhex(key_id) if isinstance(key_id, str) else key_id
+        named = arguments.key_id(key_id)
         return self._sealing.forget(only, named) + self._opened.forget(only, named)
 
     def cache_info(self) -> CacheInfo:
@@ -759,6 +757,7 @@ def _start_in_child(reference: weakref.ref[Kms]) -> None:
     if kms is not None and not kms._closed:  # noqa: SLF001
         kms._parents.append(kms._assembly)  # noqa: SLF001
         kms._disown_keys()  # noqa: SLF001
+        kms._stored.start_clean()  # noqa: SLF001
         kms._start()  # noqa: SLF001
 
 

@@ -76,7 +76,7 @@ class SealingKey:
         self._sealed = 0  # not counting the present session
         self.waited = 0  # callers who had to wait until it was there
         self._stale_from: int | None = None
-        self.seen = -1  # what it had sealed when somebody last had to make room
+        self.seen = 1  # what it had sealed when somebody last had to make room
 
     @property
     def sealed(self) -> int:
@@ -90,11 +90,20 @@ class SealingKey:
 
     def charge(self, messages: int, size: int, *, waited: bool = False) -> bool:
         """Count messages that its session does not; false: it may not seal so much any more."""
+        size = max(size, messages * SMALL)
         with self._lock:
-            charged = self._take(messages, max(size, messages * SMALL))
+            charged = self._take(messages, size)
+            if not charged:
+                self._end_session()  # perhaps it has enough left
+                charged = self._take(messages, size)
             self._sealed += messages * charged
             self.waited += waited and charged
             return charged
+
+    def charge_bytes(self, size: int) -> bool:
+        """Count bytes of a message that its session counts, or was about to."""
+        with self._lock:
+            return self._take(0, size)
 
     def _take(self, messages: int, size: int) -> bool:
         if messages > self._messages or size > self._bytes:
@@ -115,7 +124,7 @@ class SealingKey:
                 if grant < 1 or not self._take(grant, grant * SMALL):
                     return None
                 self._session = Session(
-                    owner, self.keys, self.capsule, grant, self.charge, stored=self._stored
+                    owner, self.keys, self.capsule, grant, self.charge_bytes, stored=self._stored
                 )
             self._session.expires = until
             return self._session
@@ -157,13 +166,15 @@ class SealingKey:
     def retire(self) -> None:
         """Seal nothing any more."""
         with self._lock:
-            self._messages = 0
             self._end_session()
+            self._messages = 0
 
     def _end_session(self) -> None:
         if self._session is not None:
-            self._sealed += self._session.used
-            self._session.retire()
+            left = self._session.retire()
+            self._sealed += self._session.granted - left
+            self._messages += left
+            self._bytes += left * SMALL
             self._session = None
 
 

@@ -38,7 +38,7 @@ T = TypeVar("T")
 #: because a second large buffer costs more than their encryption.
 SMALL: Final = 1 << 16
 #: A subkey serves at most 2^20 messages and 2^36 bytes (docs/format.md, section 8).  So many small
-#: messages stay below that, even those given as views, whose ``len`` counts items of eight bytes.
+#: messages stay below that.
 SESSION_MESSAGES: Final = 1 << 16
 SESSION_BYTES: Final = 1 << 35  # in messages that are not small
 _CPYTHON: Final = sys.implementation.name == "cpython"
@@ -59,8 +59,8 @@ class Session:
     """
 
     __slots__ = (
-        *("_aead", "_charge", "_grant", "_granted", "_large"),
-        *("compact", "encrypt", "expires", "inline", "ivs", "owner"),
+        *("_aead", "_charge_bytes", "_grant", "_large"),
+        *("compact", "encrypt", "expires", "granted", "inline", "ivs", "owner"),
     )
 
     def __init__(
@@ -69,21 +69,21 @@ class Session:
         keys: Keys,
         capsule: bytes,
         grant: int,
-        charge: Callable[[int, int], bool],
+        charge_bytes: Callable[[int], bool],
         *,
         stored: bool = False,
     ) -> None:
         """``owner`` tells one client's sessions from another's.
 
-        ``charge(messages, bytes)`` counts what the grant, of small messages, does not cover.
+        ``charge_bytes`` counts what the grant, of small messages, does not cover.
         """
         salt = _random(SALT_BYTES)
         prefix = _prefix(keys, salt)
         self._aead: Any = keys.one_shot(KIND_MESSAGE, salt).aead
         self._grant = repeat(IV_BYTES, grant)
-        self._granted = grant
-        self._charge = charge
+        self._charge_bytes = charge_bytes
         self._large = 0  # bytes in messages that are not small
+        self.granted = grant
         self.owner = owner
         self.expires = -inf
         self.encrypt: Callable[[bytes, Any, bytes], bytes] = self._aead.encrypt
@@ -104,7 +104,7 @@ class Session:
     @property
     def used(self) -> int:
         """How many messages were sealed."""
-        return self._granted - operator.length_hint(self._grant)
+        return self.granted - operator.length_hint(self._grant)
 
     def seal_large(self, front: bytes, data: bytes | bytearray | memoryview, aad: bytes) -> bytes:
         """One message, its ciphertext written where it stays.
@@ -115,7 +115,7 @@ class Session:
         self._large += len(plaintext)
         if len(plaintext) > MAX_PLAINTEXT_BYTES:
             raise TypeError
-        if self._large >= SESSION_BYTES or not self._charge(0, len(plaintext)):
+        if self._large >= SESSION_BYTES or not self._charge_bytes(len(plaintext)):
             raise StopIteration
         head = front + next(self.ivs)
         if not _CPYTHON:
@@ -125,11 +125,16 @@ class Session:
         self._aead.encrypt_into(head[-IV_BYTES:], plaintext, aad, room[len(head) :])
         return sealed
 
-    def retire(self) -> None:
-        """Seal nothing any more, and let go of the key wherever this session is still known."""
+    def retire(self) -> int:
+        """Seal nothing any more; how many messages were left.
+
+        Lets go of the key wherever this session is still known.
+        """
         self.expires = -inf
-        self.encrypt = self._charge = _gone
+        left = len(list(self._grant))  # taken at once: nobody draws one of them meanwhile
+        self.encrypt = self._charge_bytes = _gone
         self._aead = None
+        return left
 
 
 class Opener:
@@ -180,10 +185,10 @@ class SealedMany:
         return len(self.messages)
 
 
-def seal_all(keys: Keys, values: Sequence[Any], aads: Iterable[bytes]) -> Iterator[bytes]:
+def seal_all(keys: Keys, values: Sequence[bytes], aads: Iterable[bytes]) -> Iterator[bytes]:
     """Messages without capsules, one for each value, their IVs drawn many at a time.
 
-    The caller has counted them.  Raises ``TypeError`` at a value that is not bytes.
+    The caller has counted them.
     """
     aads = iter(aads)
     small = max(map(len, values), default=0) <= SMALL
@@ -236,6 +241,13 @@ def _prefix(keys: Keys, salt: bytes) -> bytes:
 def _gone(*_: object) -> NoReturn:
     """Stands for what a key could do before it was dropped."""
     raise TypeError
+
+
+def flat(data: object) -> memoryview:
+    """Data other than ``bytes``, as the bytes it is; ``TypeError`` unless it lies in one piece."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError
+    return memoryview(data).cast("B")
 
 
 def without_copy(sealed: bytes, start: int) -> memoryview:

@@ -24,6 +24,10 @@ class StoredCapsules:
     def __init__(self, store: CapsuleStore | None) -> None:
         self._store = store
         self._generations: dict[bytes, int] = {}  # of capsules that were genuine, as last seen
+        self.start_clean()
+
+    def start_clean(self) -> None:
+        """Begin, or begin anew in a forked child, where a lock may be held."""
         self._placing: Flights[bytes, None] = Flights()
 
     @classmethod

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -147,6 +147,8 @@ KINDS: Final[Mapping[str, Callable[[ExitStack, Path], Kept]]] = {
     "softhsm": _token,
     "local": _local,
 }
+#: One of each kind, called after it.
+EVERYBODY: Final = {kind: kind for kind in KINDS}
 
 
 def keep(kind: str) -> None:
@@ -247,14 +249,13 @@ class Service:
 
 
 @contextmanager
-def services(kinds: Mapping[str, str] | Iterable[str] = KINDS) -> Iterator[dict[str, Service]]:
-    """One of each kind by its name, or of the kind that stands for a name; ended in the end.
+def services(kinds: Mapping[str, str] = EVERYBODY) -> Iterator[dict[str, Service]]:
+    """Services by name, each of the kind that is given for it; ended in the end.
 
     Where there is no SoftHSM, or no p11-kit, the token is left out.
     """
-    named = kinds if isinstance(kinds, Mapping) and kinds is not KINDS else {k: k for k in kinds}
     with own_environment(), ExitStack() as stack:
-        made = [stack.enter_context(Service(name, kind)) for name, kind in named.items()]
+        made = [stack.enter_context(Service(name, kind)) for name, kind in kinds.items()]
         started = {}
         for service in made:
             try:

@@ -20,7 +20,7 @@ from kms_core import Context, EnvelopePolicy, InstanceConfig, Kms, Settings, Una
 from kms_core.repair import FileSource, RepairQueue
 from kms_local import KeyStore
 from kms_local.provider import LocalProvider, LocalSettings
-from tests.support import PATIENT, found, providers_module
+from tests.support import NO_CACHE, PATIENT, found, providers_module
 
 STEPS_IN = ("kms_core/repair.py", "kms_core/rewrap.py", "kms_core/files.py")
 QUEUE = "queue.sqlite"
@@ -57,7 +57,7 @@ class Place:
         """A client of these stores, or of both."""
         names = recipients or ("first", "second")
         instances = {name: InstanceConfig("local", {"path": self.folder / name}) for name in names}
-        settings = Settings(instances=instances, envelope=EnvelopePolicy(), calls=PATIENT)
+        settings = Settings(instances, EnvelopePolicy(), calls=PATIENT, cache=NO_CACHE)
         return Kms(settings, plugins=[found("local", providers_module(Switched))])
 
     def queue(self, kms: Kms, **options: Any) -> RepairQueue:

@@ -207,7 +207,7 @@ peers on the same trouble, default settings:
 
 def black_hole() -> None:
     """Whichever service it is, others answer; the first is the one that is preferred."""
-    with services(("aws", "azure", "google")) as running:
+    with services({name: name for name in ("aws", "azure", "google")}) as running:
         sealed = sealed_by_all(running)
         for name in running:
             ordered = {name: running[name], **running}

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from kms_core import (
     AllInstancesFailed,
     AsyncKms,
     BreakerPolicy,
+    CachePolicy,
     Ciphertext,
     Context,
     Duration,
@@ -49,6 +51,7 @@ from kms_core.testing import (
     returning,
 )
 from tests.support import (
+    PATIENCE,
     PATIENT,
     OtherProvider,
     client_for,
@@ -171,7 +174,7 @@ def test_the_callers_buffer_is_left_alone(kms: Kms) -> None:
 
 
 def test_two_seals_of_the_same_data_have_nothing_in_common_but_their_form(kms: Kms) -> None:
-    """A fresh data key each."""
+    """A fresh data key each, as none is kept."""
     first, second = kms.seal(b"data"), kms.seal(b"data")
     assert kms.inspect(first).key_id != kms.inspect(second).key_id
     assert first != second
@@ -785,6 +788,45 @@ def test_making_a_client_asks_no_service_and_starts_no_thread(services: dict[str
     assert all(made.calls == () for made in services.values())
 
 
+@pytest.mark.parametrize("use", ["seal", "open"])
+def test_what_is_kept_is_dropped_in_time_though_nobody_comes_by(
+    services: dict[str, Faulty], use: str
+) -> None:
+    """Also by a process that only opens; then no thread is left that waits for more."""
+    brief = CachePolicy(max_age=Duration(0.1))
+    with client_for(services) as other, client_for(services, cache=brief) as kms:
+        sealed = other.seal(b"x")
+        for _ in range(2):  # a second key is dropped as the first was
+            assert kms.seal(b"x") if use == "seal" else kms.open(sealed)
+            info = kms.cache_info()
+            assert (info.sealing.misses, info.opening.misses) != (0, 0)
+            assert eventually(lambda: kms.cache_info().sealing.keys == 0)
+            assert eventually(lambda: kms.cache_info().opening.keys == 0)
+            assert eventually(lambda: not sweepers())
+
+
+def test_a_client_that_keeps_nothing_starts_no_thread_for_that(kms: Kms) -> None:
+    """There is nothing to be dropped."""
+    assert kms.open(kms.seal(b"x")) == b"x"
+    assert kms.cache_info().sealing.keys == kms.cache_info().opening.keys == 0
+    assert not sweepers()
+
+
+def sweepers() -> list[threading.Thread]:
+    """The threads that drop keys in time, of whatever client."""
+    return [thread for thread in threading.enumerate() if thread.name == "kms-cache"]
+
+
+def eventually(holds: Callable[[], object]) -> bool:
+    """Whether it holds within reasonable time."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        threading.Event().wait(0.01)
+    return True
+
+
 def test_two_clients_share_nothing(services: dict[str, Faulty]) -> None:
     """Breakers, threads and plugins are each client's own; the keys are the services'."""
     close_all(services, "b", "c")
@@ -798,7 +840,10 @@ def test_two_clients_share_nothing(services: dict[str, Faulty]) -> None:
 
 
 def test_many_threads_may_use_one_client() -> None:
-    """Sixteen at once, each sealing and opening fifty times."""
+    """Sixteen at once, each sealing and opening fifty times, every time with a data key of its own.
+
+    That nothing is kept also means that nobody is given what another is waiting for.
+    """
     services = {"a": service("a"), "b": service("b")}
     with client_for(services) as kms, ThreadPoolExecutor(16) as pool:
 

@@ -112,7 +112,7 @@ def test_another_client_opens_through_the_same_store(
 
 
 def test_every_message_has_a_key_of_its_own(kms: Kms, capsules: CapsuleStore) -> None:
-    """One capsule each; the messages do not open each other's."""
+    """One capsule each, as no data key is kept; the messages do not open each other's."""
     first, second = (kms.seal(SECRET, inline=False) for _ in range(2))
     assert set(capsules.key_ids()) == {key_of(first), key_of(second)}
     with pytest.raises(IntegrityError):

@@ -96,7 +96,7 @@ def test_a_wrapper_module_need_not_observe() -> None:
 
 
 def test_a_seal_that_left_somebody_out_is_told_as_degraded() -> None:
-    """With the names of those who are missing."""
+    """With the names of those who are missing; every time, as no data key is kept."""
     services, events = {"a": service("a"), "b": service("b")}, Events()
     services["b"].always("encrypt", DOWN)
     with client_for(services, modules={"recorder": events.module}) as kms:
