@@ -156,6 +156,13 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "-m", "tests.fuzz.run", *session.posargs)
 
 
+@nox.session(python=NEWEST, default=False)
+def bench(session: nox.Session) -> None:
+    """Beside raw ciphers, SDKs and peers: `-- --quick`, `-- --only PATTERN`; docs/benchmarks.md."""
+    session.install(*editable(), *needed_by_tests())
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
 @nox.session(python=NEWEST)
 @nox.parametrize("plugin", PLUGINS)
 def plugins(session: nox.Session, plugin: str) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from math import inf
 from typing import Any, Final, Generic, TypeVar
@@ -126,8 +127,16 @@ class CacheInfo:
         return self.sealing.evicted + self.opening.evicted
 
 
+#: The flights that whatever runs now is part of, on whichever thread.
+_aboard: Final[ContextVar[tuple[Future[Any], ...]]] = ContextVar("kms_core_flights", default=())
+
+
 class Flights(Generic[K, V]):
-    """Has work done once for everybody who wants the same at the same time."""
+    """Has work done once for everybody who wants the same at the same time.
+
+    Work that comes to want the same again, as an observer may that seals what it is told, is done
+    at once: it would wait for itself.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -136,13 +145,17 @@ class Flights(Generic[K, V]):
 
     def run(self, key: K, work: Callable[[], V]) -> V:
         """What ``work`` returns or raises, be it this caller's or one that is under way."""
+        aboard = _aboard.get()
         while True:
             with self._lock:
                 mine: Future[V] = Future()
                 flight = self._under_way.setdefault(key, mine)
-                self.joined += flight is not mine
+                joins = flight is not mine and flight not in aboard
+                self.joined += joins
             if flight is mine:
                 return self._fly(key, mine, work)
+            if not joins:
+                return work()
             error = flight.exception()
             if error is None:
                 return flight.result()
@@ -151,12 +164,15 @@ class Flights(Generic[K, V]):
             # That caller was interrupted, which is no reason for this one to give up.
 
     def _fly(self, key: K, flight: Future[V], work: Callable[[], V]) -> V:
+        aboard = _aboard.set((*_aboard.get(), flight))
         try:
             result = work()
         except BaseException as exc:
             self._land(key)
             flight.set_exception(exc)
             raise
+        finally:
+            _aboard.reset(aboard)
         self._land(key)  # first: whoever comes now must see what was done, not what was under way
         flight.set_result(result)
         return result

@@ -33,6 +33,7 @@ from kms_core.envelope import seal_message
 from kms_core.errors import IntegrityError, Unavailable
 from kms_core.header import SUBKEY_PREFIX_BYTES, parse_message_header
 from kms_core.sessions import SMALL, Opener
+from kms_core.workers import Workers
 from tests.support import PATIENCE, Clock
 
 NOBODY = Context()
@@ -171,6 +172,20 @@ def test_different_things_are_done_side_by_side() -> None:
     """One hangs, another goes on."""
     flights: Flights[str, object] = Flights()
     assert flights.run("a", lambda: flights.run("b", lambda: 1)) == 1
+
+
+def test_work_that_wants_the_same_again_does_not_wait_for_itself() -> None:
+    """Nor on another thread that belongs to it."""
+    flights: Flights[str, int] = Flights()
+    workers = Workers("test", 1)
+
+    def work() -> int:
+        return workers.submit(lambda: flights.run("key", lambda: 1)).result(PATIENCE) + 1
+
+    assert flights.run("key", lambda: flights.run("key", work)) == 2
+    assert flights.joined == 0
+    assert flights._under_way == {}
+    workers.close()
 
 
 def test_what_comes_after_landing_is_not_part_of_the_flight() -> None:

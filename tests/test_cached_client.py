@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from kms_core import (
     CachePolicy,
     Context,
     Duration,
+    Event,
     FormatError,
     IntegrityError,
     InvalidRequest,
@@ -357,9 +359,10 @@ def test_closing_leaves_no_key_behind(rig: Rig) -> None:
     for cipher in ciphers:
         with pytest.raises(TypeError):
             cipher(bytes(12), b"", b"")
-    for call in (lambda: rig.kms.seal(b"", context), lambda: rig.kms.open(sealed, context)):
-        with pytest.raises(InvalidRequest, match="closed"):
-            call()
+    with pytest.raises(InvalidRequest, match="closed"):
+        rig.kms.seal(b"", context)
+    with pytest.raises(InvalidRequest, match="closed"):
+        rig.kms.open(sealed, context)
 
 
 # --- what may be sealed --------------------------------------------------------------------------
@@ -888,6 +891,27 @@ def test_hits_tell_observers_nothing(rig: Rig) -> None:
     for _ in range(10):
         rig.kms.seal(b"data", ROW)
     assert len(rig.events.seen) == before
+
+
+def test_observer_may_seal_what_it_is_told() -> None:
+    """Even while the key that it needs is being made, and it is told of just that."""
+    sealed: list[bytes] = []
+    telling = ContextVar("telling", default=False)
+
+    def observe(event: Event) -> None:
+        if not telling.get():  # else there is no end to what there is to tell
+            token = telling.set(True)
+            sealed.append(kms.seal(event.operation.encode()))
+            telling.reset(token)
+
+    kms = client_for(
+        {name: service(name) for name in "ab"},
+        cache=CachePolicy(),
+        options={"observe": observe},
+    )
+    with kms:
+        assert kms.open(kms.seal(b"data")) == b"data"
+        assert {"encrypt", "seal"} <= {kms.open(each).decode() for each in list(sealed)}
 
 
 # --- forks ---------------------------------------------------------------------------------------
