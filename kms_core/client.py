@@ -595,6 +595,7 @@ class Kms(Direct):
     def health(self, *, deep: bool = False) -> HealthReport:
         """Ask every instance at once; returns within ``[calls] health_timeout``.
 
+        The first report may take as long again to load SDKs, if nobody did (``warm_up``).
         ``deep``: not only whether the key can be used, but by wrapping and unwrapping something
         with it, which proves the permission to do so as well.  Instances that only sign are asked
         the same either way.

@@ -430,6 +430,7 @@ class Router:
     ) -> dict[str, tuple[T | KMSError, float]]:
         """Every instance's answer or error with its duration, within ``seconds`` in all.
 
+        SDKs that are not loaded yet may take as long again before that.
         Goes past the breakers: it is asked by people who want to know, and costs no user a call.
         An instance that has not answered the last time is not asked again but waited for: checks
         of one that hangs never take more than a thread.
@@ -438,12 +439,12 @@ class Router:
 
     def prepare(self) -> None:
         """Load every SDK."""
-        self._prepare(self.relays.values())
+        self._prepare(self.relays.values(), self.policy.deadline)
 
-    def _prepare(self, relays: Iterable[Relay]) -> None:
+    def _prepare(self, relays: Iterable[Relay], within: float) -> None:
         """Load the SDKs that are not loaded yet, outside anybody's time.  Failures show later."""
         cold = [relay.workers.submit(relay.prepare) for relay in relays if not relay.prepared]
-        wait(cold, self.policy.deadline)
+        wait(cold, within)
 
     def _check(self, relay: Relay, work: Callable[[Relay], T]) -> Future[T | KMSError]:
         """The check that is under way, or else a new one."""
@@ -461,7 +462,7 @@ class Router:
         check: bool = False,
     ) -> dict[str, tuple[T | KMSError, float]]:
         relays = [self.relays[name] for name in names]
-        self._prepare(relays)
+        self._prepare(relays, seconds)
         deadline = Deadline(self._clock, seconds)
         started = self._clock()
         submit = self._check if check else _submit
