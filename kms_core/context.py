@@ -6,7 +6,7 @@ whatever their order; those bytes are the associated data of every wrap and of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Final, Self
 
 from kms_core.errors import FormatError, InvalidRequest
@@ -81,6 +81,24 @@ class Context(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    # What Mapping offers as well, without its detours.
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of ``key``, or ``default``."""
+        return self._pairs.get(key, default)
+
+    def keys(self) -> KeysView[str]:
+        """The names."""
+        return self._pairs.keys()
+
+    def values(self) -> ValuesView[str]:
+        """The values, in the order of the names."""
+        return self._pairs.values()
+
+    def items(self) -> ItemsView[str, str]:
+        """The pairs."""
+        return self._pairs.items()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Context):

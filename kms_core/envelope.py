@@ -261,7 +261,12 @@ def unlock(capsule_bytes: bytes, unwrap: Unwrap, keep: Unlocked | None = None) -
 
     ``keep`` receives the secrets themselves, which only a rewrap needs; its owner wipes it.
     """
-    capsule = parse_capsule(capsule_bytes)
+    return _unlock(parse_capsule(capsule_bytes), capsule_bytes, unwrap, keep)
+
+
+def _unlock(
+    capsule: Capsule, capsule_bytes: bytes, unwrap: Unwrap, keep: Unlocked | None = None
+) -> Keys:
     opened = _Opening(capsule, capsule_bytes, Unlocked() if keep is None else keep)
     try:
         wraps = [_bound(capsule, recipient) for recipient in capsule.recipients]
@@ -438,8 +443,10 @@ def _keys_of(  # noqa: PLR0917
     _check_is_of(header, capsule)
     check_scope_matches(capsule.scope, contexts)
     if cache is None:
-        return unlock(capsule_bytes, unwrap)
-    return cache.unlocked(capsule.key_id, capsule_bytes, lambda: unlock(capsule_bytes, unwrap))
+        return _unlock(capsule, capsule_bytes, unwrap)
+    return cache.unlocked(
+        capsule.key_id, capsule_bytes, lambda: _unlock(capsule, capsule_bytes, unwrap)
+    )
 
 
 def keys_for_many(
@@ -452,7 +459,9 @@ def keys_for_many(
     known = cache.find(capsule.key_id, capsule_bytes)
     if known is not None:
         return known
-    return cache.unlocked(capsule.key_id, capsule_bytes, lambda: unlock(capsule_bytes, unwrap))
+    return cache.unlocked(
+        capsule.key_id, capsule_bytes, lambda: _unlock(capsule, capsule_bytes, unwrap)
+    )
 
 
 def _check_is_of(header: MessageHeader | StreamHeader, of: Keys | Capsule) -> None:

@@ -42,6 +42,7 @@ from kms_core import (
 )
 from kms_core.async_client import _Services
 from kms_core.cache import MAX_AGE
+from kms_core.envelope import seal_message
 from kms_core.header import MAX_PLAINTEXT_BYTES, SUBKEY_PREFIX_BYTES
 from kms_core.sealing import NewKey
 from kms_core.sessions import SESSION_MESSAGES, SMALL
@@ -269,6 +270,23 @@ def test_other_tenant_is_refused_with_the_key_at_hand(scoped: Rig, inline: bool)
             with pytest.raises(IntegrityError):
                 scoped.kms.open(each, other)
     assert scoped.unwraps == unwraps == 1
+
+
+def test_message_outside_its_keys_scope_is_refused_with_the_key_at_hand(scoped: Rig) -> None:
+    """Though it authenticates: whoever has the key of one tenant seals for nobody else with it."""
+    scoped.kms.seal(b"data", ROW)
+    genuine = scoped.kms.seal(b"data", ROW)
+    assert scoped.kms.open(genuine, ROW) == b"data"
+    key, outside = scoped.kms._sealing.key(Context({"tenant": "a"})), Context({"row": "1"})
+    session = scoped.kms._sessions["a",]
+    iv = next(session.ivs)
+    known_salt = session.inline + iv + session.encrypt(iv, b"data", outside.encoded)
+    other_salt = key.capsule + seal_message(key.keys, b"data", outside)
+    stored = key.capsule + seal_message(key.keys, b"data", outside, Context({"tenant": "b"}))
+    for forged in (known_salt, other_salt, stored):
+        with pytest.raises(IntegrityError):
+            scoped.kms.open(forged, outside)
+    assert scoped.unwraps == 1
 
 
 def test_wrong_context_is_refused_with_the_key_at_hand(rig: Rig) -> None:
