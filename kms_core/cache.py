@@ -30,7 +30,8 @@ Clock = Callable[[], float]
 
 MAX_AGE: Final = 90 * 86400.0  # seconds; docs/format.md, section 8
 MAX_MESSAGES: Final = 1 << 40  # the same
-MAX_OPENERS: Final = 256  # message subkeys kept of one data key, 2.5 kB each
+MAX_OPENERS: Final = 256  # message subkeys kept of one data key, 2.5 kB each,
+MAX_ALL_OPENERS: Final = 10_000  # and of all, or twice as many as data keys if that is more
 SHORTEST_PAUSE: Final = 0.05  # seconds between two sweeps
 LONGEST_PAUSE: Final = 60.0  # the clock may jump, say when the machine wakes up
 MAX_CAPSULES: Final = 8  # forms of one capsule (before and after a repair) known to be genuine
@@ -277,10 +278,16 @@ class OpenedKeys:
                 self._drop_opener(known, prefix)
                 if len(known.prefixes) >= MAX_OPENERS:
                     self._drop_opener(known, next(iter(known.prefixes)))
+                self._make_room_for_opener()
                 known.prefixes[prefix] = None
                 opener.expires = known.ends
                 opener.scope = known.scope.context or None
                 self.openers[prefix] = opener
+
+    def _make_room_for_opener(self) -> None:
+        if len(self.openers) >= max(MAX_ALL_OPENERS, 2 * self._policy.max_entries):
+            oldest = next(iter(self.openers.values()))
+            self._drop_opener(self._keys[oldest.key_id], oldest.prefix)
 
     def forget(self, context: Context | None = None, key_id: bytes | None = None) -> int:
         """Drop the keys whose scope is part of ``context``, or with this id; how many that were."""

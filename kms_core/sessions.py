@@ -43,6 +43,7 @@ SESSION_MESSAGES: Final = 1 << 16
 SESSION_BYTES: Final = 1 << 35  # in messages that are not small
 _CPYTHON: Final = sys.implementation.name == "cpython"
 _BODY: Final = SUBKEY_PREFIX_BYTES + IV_BYTES  # where the ciphertext starts
+_KEY_ID: Final = slice(3, SUBKEY_PREFIX_BYTES - SALT_BYTES)  # of a message
 _DRAW: Final = 1024  # IVs drawn at once within one bulk call, never kept for another
 
 #: Straight from the kernel and without giving up the interpreter's lock, as ``os.urandom`` does:
@@ -156,6 +157,11 @@ class Opener:
         self.scope: Context | None = keys.scope
         self.expires = self.used = -inf
         self.hits = 0
+
+    @property
+    def key_id(self) -> bytes:
+        """The name of the data key."""
+        return self.prefix[_KEY_ID]
 
     def open(self, iv: bytes, ciphertext: bytes | memoryview, aad: bytes) -> bytes:
         """The plaintext; raises ``IntegrityError`` unless everything authenticates."""

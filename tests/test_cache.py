@@ -421,6 +421,17 @@ def test_only_so_many_openers_are_kept_of_one_key() -> None:
     assert list(rig.keys.openers) == prefixes[10:]
 
 
+def test_only_so_many_openers_are_kept_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes, whosesoever it is: memory is bounded whatever readers are sent."""
+    monkeypatch.setattr("kms_core.cache.MAX_ALL_OPENERS", 4)
+    rig, keys = Rig(max_entries=2), [new_keys(), new_keys()]
+    kept = [opened(rig, each) for each in keys]
+    messages = [seal_message(kept[number % 2], b"data", NOBODY) for number in range(6)]
+    for number, message in enumerate(messages):
+        rig.open(kept[number % 2], message)
+    assert list(rig.keys.openers) == [message[:SUBKEY_PREFIX_BYTES] for message in messages[2:]]
+
+
 def test_openers_go_with_their_key() -> None:
     """Whoever holds one opens nothing with it any more, and what it did stays counted."""
     rig, keys = Rig(), new_keys()
