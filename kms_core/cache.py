@@ -33,10 +33,12 @@ MAX_MESSAGES: Final = 1 << 40  # the same
 MAX_OPENERS: Final = 256  # message subkeys kept of one data key, 2.5 kB each,
 MAX_ALL_OPENERS: Final = 10_000  # and of all, or twice as many as data keys if that is more
 SHORTEST_PAUSE: Final = 0.05  # seconds between two sweeps
-LONGEST_PAUSE: Final = 60.0  # the clock may jump, say when the machine wakes up
+LONGEST_PAUSE: Final = 5.0  # so soon after waking up it is noticed that the machine slept
+NAP: Final = 1.0  # seconds of sleep that are none
 MAX_CAPSULES: Final = 8  # forms of one capsule (before and after a repair) known to be genuine
 
-#: Seconds that also pass while the machine sleeps, where the system has such a clock.
+#: Seconds that also pass while the machine sleeps, where the system has such a clock.  Reading it
+#: takes longer than the other one, which hits can feel.
 since_boot: Final[Clock] = (
     partial(time.clock_gettime, time.CLOCK_BOOTTIME)
     if hasattr(time, "CLOCK_BOOTTIME")
@@ -366,12 +368,24 @@ class _OpenedKey:
 
 
 class Sweeper:
-    """Drops keys when their time is over, though nobody asks for them: one thread while any are."""
+    """Drops keys when their time is over, though nobody asks for them: one thread while any are.
 
-    def __init__(self, sweep: Callable[[], float], clock: Clock) -> None:
+    Drops them all once the machine has slept, which the clock that ages them does not notice.
+    """
+
+    def __init__(
+        self,
+        sweep: Callable[[], float],
+        forget: Callable[[], object],
+        clock: Clock,
+        since_boot: Clock = since_boot,
+    ) -> None:
         """``sweep`` drops what is over and says when the next will be (``inf``: none is left)."""
         self._sweep = sweep
+        self._forget = forget
         self._clock = clock
+        self._since_boot = since_boot
+        self._asleep = 0.0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -380,6 +394,7 @@ class Sweeper:
         """There is something to be dropped in time."""
         with self._lock:  # a sweep that finds nothing left must not end its thread meanwhile
             if self._thread is None and not self._stop.is_set():
+                self._asleep = self._since_boot() - self._clock()
                 thread = threading.Thread(target=self._run, name="kms-cache", daemon=True)
                 with suppress(RuntimeError):  # too many threads, or the process ends
                     thread.start()
@@ -397,6 +412,10 @@ class Sweeper:
             self._stop.wait(pause)
 
     def _pause(self) -> float | None:
+        asleep = self._since_boot() - self._clock()
+        if asleep > self._asleep + NAP:
+            self._forget()
+        self._asleep = asleep
         with self._lock:
             soonest = inf if self._stop.is_set() else self._sweep()
             if soonest == inf:

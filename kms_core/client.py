@@ -37,7 +37,16 @@ from kms_core.monitor import Monitor
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Relay
 from kms_core.sealing import SealingKey, SealingKeys
-from kms_core.sessions import SMALL, SealedMany, Session, flat, open_all, seal_all, without_copy
+from kms_core.sessions import (
+    SHORT,
+    SMALL,
+    SealedMany,
+    Session,
+    flat,
+    open_all,
+    seal_all,
+    without_copy,
+)
 from kms_core.settings import Settings
 from kms_core.stored import StoredCapsules
 from kms_core.stream import StreamWriter, write_all
@@ -88,7 +97,7 @@ class Kms(Direct):
         self._settings = settings
         self._plugins = Plugins(plugins)
         self._clock = clock or time.monotonic
-        self._age = clock or since_boot  # of keys, which grow old while the machine sleeps
+        self._since_boot = clock or since_boot
         self._closed = False
         watchers = () if observe is None else (observe,)
         self._assemble = partial(
@@ -139,18 +148,18 @@ class Kms(Direct):
         """Keep data keys from now on, starting with none."""
         policy = self._settings.cache
         self._background = Workers("cache", REFRESH_THREADS)
-        self._sweeper = Sweeper(self._drop_expired, self._age)
+        self._sweeper = Sweeper(self._drop_expired, self._forget, self._clock, self._since_boot)
         self._sealing = SealingKeys(
             policy,
             self._wrap,
-            clock=self._age,
+            clock=self._clock,
             submit=self._background.submit,
             are_back=self._are_back,
             tell=lambda operation, outcome: self._emit(Event(operation, outcome)),
             kept=self._sweeper.begin,
         )
         self._sessions = self._sealing.sessions
-        self._opened = OpenedKeys(policy, self._age, self._sweeper.begin)
+        self._opened = OpenedKeys(policy, self._clock, self._sweeper.begin)
         self._openers = self._opened.openers
 
     def _disown_keys(self) -> None:
@@ -195,8 +204,7 @@ class Kms(Direct):
             self._monitor.stop()
             self._sweeper.stop()
             self._background.close()
-            self._sealing.forget()
-            self._opened.forget()
+            self._forget()
             self._arena.close()
             self._assembly.close()
             self._stored.close()
@@ -252,7 +260,7 @@ class Kms(Direct):
             session: Session = bound.session
             if (
                 session.owner is self._sealing
-                and self._age() < session.expires
+                and self._clock() < session.expires
                 and stored_context is None
                 and not armor
             ):
@@ -473,9 +481,9 @@ class Kms(Direct):
         try:
             bound = context if type(context) is Context else self._bound(context)
             opener = self._openers.get(sealed[:SUBKEY_PREFIX_BYTES])
-            if opener is None or len(sealed) > SMALL:
+            if opener is None or len(sealed) > SHORT:
                 return self._open_at_hand(sealed, bound)
-            scope, now = opener.scope, self._age()
+            scope, now = opener.scope, self._clock()
             if now < opener.expires and (
                 scope is None or scope is bound.proved or bound.proves(scope)
             ):
@@ -492,7 +500,7 @@ class Kms(Direct):
         start = int.from_bytes(sealed[4:8], "big") if sealed[1] == header.KIND_CAPSULE else 0
         end, body = start + SUBKEY_PREFIX_BYTES, start + MESSAGE_HEADER_BYTES
         opener = self._openers[sealed[start:end]]
-        scope, now = opener.scope, self._age()
+        scope, now = opener.scope, self._clock()
         if (
             # Another capsule than the one that was verified proves nothing.
             (not start or (opener.front is not None and sealed.startswith(opener.front)))
@@ -501,7 +509,7 @@ class Kms(Direct):
         ):
             opener.used = now
             opener.hits += 1
-            ciphertext = sealed[body:] if len(sealed) <= SMALL else without_copy(sealed, body)
+            ciphertext = sealed[body:] if len(sealed) <= SHORT else without_copy(sealed, body)
             return opener.decrypt(sealed[end:body], ciphertext, bound.encoded)
         raise KeyError
 
@@ -667,8 +675,10 @@ class Kms(Direct):
         """
         self._check_open()
         only = None if context is None else arguments.context(context)
-        named = arguments.key_id(key_id)
-        return self._sealing.forget(only, named) + self._opened.forget(only, named)
+        return self._forget(only, arguments.key_id(key_id))
+
+    def _forget(self, context: Context | None = None, key_id: bytes | None = None) -> int:
+        return self._sealing.forget(context, key_id) + self._opened.forget(context, key_id)
 
     def cache_info(self) -> CacheInfo:
         """What the data-key cache holds and did since the client was made."""

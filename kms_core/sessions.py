@@ -37,6 +37,8 @@ T = TypeVar("T")
 #: Up to so many bytes a message is put together from parts; larger ones are written in place,
 #: because a second large buffer costs more than their encryption.
 SMALL: Final = 1 << 16
+#: Up to so many bytes, copying a ciphertext out of its envelope costs less than a view of it.
+SHORT: Final = 1 << 13
 #: A subkey serves at most 2^20 messages and 2^36 bytes (docs/format.md, section 8).  So many small
 #: messages stay below that.
 SESSION_MESSAGES: Final = 1 << 16

@@ -176,8 +176,9 @@ EVENT_SCHEMA: Final = 1
 class Event:
     """Something that happened to a key, told to observers.  No field can hold a secret.
 
-    ``operation`` is ``seal``, ``open``, ``rewrap``, ``breaker`` or a provider hook's name;
-    ``outcome`` is ``ok``, ``degraded``, a ``KMSError.code``, or a breaker's new state.
+    ``operation`` is ``seal``, ``open``, ``rewrap``, ``refresh`` (of a data key, in the background),
+    ``breaker`` or a provider hook's name; ``outcome`` is ``ok``, ``degraded``, ``stale`` (a data
+    key seals beyond its age), a ``KMSError.code``, or a breaker's new state.
     ``missing`` names the instances that should hold the data key and do not; ``unverified`` those
     whose new wrap could not be proved by unwrapping it.
     """

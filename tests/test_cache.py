@@ -21,6 +21,7 @@ from kms_core.cache import (
     MAX_CAPSULES,
     MAX_MESSAGES,
     MAX_OPENERS,
+    NAP,
     SHORTEST_PAUSE,
     CacheCounts,
     CacheInfo,
@@ -639,6 +640,35 @@ def sweeping() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "kms-cache"]
 
 
+def sweeper_for(sweep: Callable[[], float], clock: Clock) -> Sweeper:
+    """A sweeper of a machine that never sleeps."""
+    return Sweeper(sweep, lambda: None, clock, clock)
+
+
+def test_all_keys_go_once_the_machine_has_slept() -> None:
+    """The clock that ages them stood still meanwhile; a moment's difference is none."""
+    clock, since_boot, forgotten = Clock(), Clock(), threading.Semaphore(0)
+    swept = threading.Semaphore(0)
+
+    def sweep() -> float:
+        swept.release()
+        return clock()
+
+    sweeper = Sweeper(sweep, forgotten.release, clock, since_boot)
+    sweeper.begin()
+    assert swept.acquire(timeout=PATIENCE)
+    since_boot.advance(NAP / 2)
+    for _ in range(2):
+        assert swept.acquire(timeout=PATIENCE)
+    assert not forgotten.acquire(blocking=False)
+    since_boot.advance(NAP * 2)
+    assert forgotten.acquire(timeout=PATIENCE)
+    for _ in range(2):
+        assert swept.acquire(timeout=PATIENCE)
+    sweeper.stop()
+    assert not forgotten.acquire(blocking=False)  # once
+
+
 def test_sweeper_ends_when_nothing_is_left_and_begins_again() -> None:
     """A client that keeps no keys has no thread."""
     swept = threading.Semaphore(0)
@@ -647,7 +677,7 @@ def test_sweeper_ends_when_nothing_is_left_and_begins_again() -> None:
         swept.release()
         return inf
 
-    sweeper = Sweeper(sweep, Clock())
+    sweeper = sweeper_for(sweep, Clock())
     for _ in range(3):
         sweeper.begin()
         assert swept.acquire(timeout=PATIENCE)
@@ -664,7 +694,7 @@ def test_sweeper_goes_on_while_something_is_left() -> None:
         swept.release()
         return clock()
 
-    sweeper = Sweeper(sweep, clock)
+    sweeper = sweeper_for(sweep, clock)
     for _ in range(10):
         sweeper.begin()
     thread = sweeper._thread
@@ -677,12 +707,12 @@ def test_sweeper_goes_on_while_something_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "pause"), [(0.0, SHORTEST_PAUSE), (30.0, 30.0), (86400.0, LONGEST_PAUSE)]
+    ("seconds", "pause"), [(0.0, SHORTEST_PAUSE), (3.0, 3.0), (86400.0, LONGEST_PAUSE)]
 )
 def test_sweeper_waits_within_bounds(seconds: float, pause: float) -> None:
     """It neither spins nor sleeps through a jump of the clock."""
     clock = Clock()
-    sweeper = Sweeper(lambda: clock() + seconds, clock)
+    sweeper = sweeper_for(lambda: clock() + seconds, clock)
     assert sweeper._pause() == pause
 
 
@@ -697,7 +727,7 @@ def test_stopped_sweeper_stays_so() -> None:
         done.set()
         return 0.0
 
-    sweeper = Sweeper(sweep, Clock())
+    sweeper = sweeper_for(sweep, Clock())
     sweeper.begin()
     assert done.wait(PATIENCE)
     sweeper.stop()
@@ -718,7 +748,7 @@ def test_sweep_that_cannot_have_a_thread_fails_nobody(monkeypatch: pytest.Monkey
         swept.set()
         return inf
 
-    sweeper = Sweeper(sweep, Clock())
+    sweeper = sweeper_for(sweep, Clock())
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         sweeper.begin()
