@@ -8,10 +8,11 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from attrs import frozen
+
+from kms_core.testing.servers.closing import Closed
 
 ROOT: Final = Path(__file__).parents[1]
 PATIENCE: Final = 120.0  # seconds for the longest single request, which takes ten
@@ -30,7 +31,7 @@ class Introduction:
     offers: Mapping[str, Sequence[str]]
 
 
-class Remote:
+class Remote(Closed):
     """One subject, started when made and stopped by ``close``."""
 
     def __init__(self, module: str, python: Path, log: Path, *, patience: float = PATIENCE) -> None:
@@ -85,17 +86,6 @@ class Remote:
             self._process.kill()
             self._process.wait()
         self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _environment() -> dict[str, str]:

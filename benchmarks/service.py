@@ -11,19 +11,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from types import TracebackType
 from typing import Any, Final, Self
 
 from attrs import define, field
 
 from benchmarks.remote import ROOT
+from kms_core.testing.servers.closing import Closed
 
 REGIONS: Final = ("us-east-1", "eu-central-1", "ap-southeast-2")
 _PATIENCE: Final = 30.0
 
 
 @define(eq=False)
-class ServiceProcess:
+class ServiceProcess(Closed):
     """That process, from the outside."""
 
     _process: subprocess.Popen[str]
@@ -64,17 +64,6 @@ class ServiceProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def main() -> None:

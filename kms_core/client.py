@@ -155,7 +155,9 @@ class Kms(Direct):
             clock=self._clock,
             submit=self._background.submit,
             are_back=self._are_back,
-            tell=lambda operation, outcome: self._emit(Event(operation, outcome)),
+            tell=lambda operation, outcome, missing: self._emit(
+                Event(operation, outcome, missing=missing)
+            ),
             kept=self._sweeper.begin,
         )
         self._sessions = self._sealing.sessions

@@ -192,14 +192,14 @@ class SealingKeys:
         clock: Clock,
         submit: Callable[[Callable[[], None]], object],
         are_back: Callable[[tuple[str, ...]], bool],
-        tell: Callable[[str, str], None],
+        tell: Callable[[str, str, tuple[str, ...]], None],
         kept: Callable[[], object] = lambda: None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         """``make`` asks services, and ``submit`` has work done in the background.
 
-        ``are_back`` says whether these instances can be asked again; ``tell`` is told an operation
-        and its outcome; ``kept`` is called after a key was kept, with no lock held.
+        ``are_back`` says whether these instances can be asked again; ``tell`` is told an operation,
+        its outcome and who is missing; ``kept`` is called after a key was kept, with no lock held.
         """
         self._policy = policy
         self._make = make
@@ -329,13 +329,14 @@ class SealingKeys:
         if self._keys.get(_partition(scope)) is not key:
             return  # replaced by somebody who could not wait, or not wanted any more
         try:
-            self._flights.run(_partition(scope), lambda: self._replace(scope))
+            successor = self._flights.run(_partition(scope), lambda: self._replace(scope))
         except KMSError as exc:
             self._note_failure(key, exc)
-            self._tell("refresh", exc.code)
+            self._tell("refresh", exc.code, ())
         else:
             self._refreshed += 1
-            self._tell("refresh", "ok")
+            outcome = "degraded" if successor.missing else "ok"
+            self._tell("refresh", outcome, successor.missing)
 
     def _note_failure(self, key: SealingKey, error: KMSError) -> None:
         now = self._clock()
@@ -350,7 +351,7 @@ class SealingKeys:
         if not key.ends <= now < key.ends + self._policy.stale_if_error:
             return False
         if key.turn_stale():
-            self._tell("seal", "stale")
+            self._tell("seal", "stale", key.missing)
         return True
 
     def _look_again_at(self, key: SealingKey, now: float) -> float:

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from attrs import field, frozen
 
@@ -27,6 +26,7 @@ from kms_core import InstanceConfig, Secret
 from kms_core.cli.keepers import own_environment
 from kms_core.testing.servers import AzureServer, Failure, GcpServer, Panel, SoftHsm
 from kms_core.testing.servers import StrictAwsServer as AwsServer
+from kms_core.testing.servers.closing import Closed
 from kms_local import KeyStore
 
 ROOT: Final = Path(__file__).parents[1]
@@ -184,7 +184,7 @@ class Absent(Exception):
     """A kind of service that cannot run here, with the reason."""
 
 
-class Service:
+class Service(Closed):
     """One service in its process: running once ``instance`` is known, until ``close``."""
 
     def __init__(self, name: str, kind: str) -> None:
@@ -200,17 +200,6 @@ class Service:
         self.instance = InstanceConfig("")
         self.environment: Mapping[str, str] = {}
         self.actions: Sequence[str] = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def await_start(self) -> None:
         """Return when it runs; raises ``Absent`` where it cannot."""

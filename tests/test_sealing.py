@@ -70,7 +70,9 @@ class Rig:
             clock=self.clock,
             submit=self.jobs.append,
             are_back=self._are_back,
-            tell=lambda *told: self.told.append(told),
+            tell=lambda operation, outcome, missing: self.told.append(
+                (operation, ",".join((outcome, *missing)))
+            ),
             draw=lambda: jitter,
         )
 
@@ -605,6 +607,17 @@ def test_degraded_key_is_replaced_once_its_missing_recipients_are_back() -> None
     rig.seal()
     rig.work()
     assert rig.seal() == rig.latest != first
+
+
+def test_successor_that_is_degraded_says_whom_it_lacks() -> None:
+    """Nobody is left out silently, in the background neither."""
+    rig = Rig(max_age=100, refresh_ahead=0.2)
+    rig.seal()
+    rig.missing = ("b", "c")
+    rig.clock.advance(90)
+    rig.seal()
+    rig.work()
+    assert rig.told == [("refresh", "degraded,b,c")]
 
 
 def test_repair_is_tried_less_and_less_often_if_it_does_not_help() -> None:
