@@ -22,7 +22,8 @@ OTHER = "another-kek"
 SIGNER = "signer"
 WRAPPING = ("wrapKey", "unwrapKey")
 SIGNING = ("sign", "verify")
-ATTEMPT_TIMEOUT = Duration(0.4)
+ATTEMPT_TIMEOUT = Duration(1.0)
+PATIENCE = Duration(30.0)  # where nothing hangs: the server takes its time to make an RSA key
 CURVE_OF = {"ECDSA-SHA256": "P-256", "ECDSA-SHA384": "P-384", "ECDSA-SHA512": "P-521"}
 
 Instance = tuple["AzureKeyVaultProvider", str]
@@ -104,7 +105,7 @@ class TestRsaOfAnHsm(TestRsa):
     @pytest.fixture
     def provider(self, server: AzureServer, make: Providers) -> AzureKeyVaultProvider:
         server.create_key(KEY, "RSA-HSM", size=3072, operations=WRAPPING)
-        return make(server, hsm=True, attempt_timeout=ATTEMPT_TIMEOUT)
+        return make(server, hsm=True, attempt_timeout=PATIENCE)
 
 
 class TestPinnedVersion(TestRsa):
@@ -123,12 +124,12 @@ class TestPinnedVersion(TestRsa):
 
     @pytest.fixture
     def provider(self, server: AzureServer, make: Providers, key_id: str) -> AzureKeyVaultProvider:
-        return make(server, key_id, attempt_timeout=ATTEMPT_TIMEOUT)
+        return make(server, key_id, attempt_timeout=PATIENCE)
 
     @pytest.fixture
     def signing_key(self, server: AzureServer, make: Providers) -> Instance:
         key_id = f"{SIGNER}/{server.create_key(SIGNER, operations=SIGNING)}"
-        return make(server, key_id, attempt_timeout=ATTEMPT_TIMEOUT), key_id
+        return make(server, key_id, attempt_timeout=PATIENCE), key_id
 
     @pytest.fixture
     def rotate_signing_key(self, server: AzureServer) -> Callable[[], object]:
