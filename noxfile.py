@@ -35,7 +35,7 @@ LONG = tuple(
         "plugins/*/tests/test_conformance.py",
         "tests/testing/test_conformance.py",
         "tests/testing/test_*_server.py",
-        "tests/test_demo.py",
+        *(f"tests/test_{name}.py" for name in ("benchmarks", "demo", "soak")),
     )
 )
 PACKAGED = (
