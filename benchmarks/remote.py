@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,8 +79,9 @@ class Remote(Closed):
     def close(self) -> None:
         """Let it end, or end it.  Idempotent."""
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not pipe.closed:
-                pipe.close()
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # of what it had not read yet
+                    pipe.close()
         try:
             self._process.wait(self._patience)
         except subprocess.TimeoutExpired:

@@ -154,7 +154,9 @@ class StreamKey:
         """Fill ``into`` with ciphertext and tag."""
         self._aead.encrypt_into(iv, chunk, aad, into)
 
-    def decrypt_into(self, iv: bytes, segment: memoryview, aad: bytes, into: memoryview) -> None:
+    def decrypt_into(
+        self, iv: memoryview, segment: memoryview, aad: bytes, into: memoryview
+    ) -> None:
         """Fill ``into`` with plaintext; raises ``IntegrityError``, and what is in it is void."""
         try:
             self._aead.decrypt_into(iv, segment, aad, into)

@@ -59,7 +59,7 @@ def open_segment(
     target = into[:size]
     try:
         key.decrypt_into(
-            bytes(segment[:IV_BYTES]), segment[IV_BYTES:], segment_aad(index, final=final), target
+            segment[:IV_BYTES], segment[IV_BYTES:], segment_aad(index, final=final), target
         )
     except IntegrityError:
         target[:] = bytes(size)
@@ -282,7 +282,7 @@ class StreamReader(io.BufferedIOBase):
         target = memoryview(buffer).cast("B")
         filled = 0
         while filled < len(target):
-            size = self._direct(target[filled:])
+            size = self._direct(target, filled)
             if size is None:
                 part = self._available()[: len(target) - filled]
                 size = len(part)
@@ -309,12 +309,13 @@ class StreamReader(io.BufferedIOBase):
             self._load(index)
         return memoryview(self._plain)[offset : self._size]
 
-    def _direct(self, target: memoryview) -> int | None:
-        """Decrypt the segment at the position into ``target`` if all of it goes there."""
-        index, offset = divmod(self._position, self._segment_bytes)
-        if offset or len(target) < self._segment_bytes or index == self._loaded or self._at_end():
+    def _direct(self, target: memoryview, start: int) -> int | None:
+        """Decrypt the segment at the position straight into ``target`` if all of it fits there."""
+        size = self._segment_bytes
+        index, offset = divmod(self._position, size)
+        if offset or len(target) - start < size or index == self._loaded or self._at_end():
             return None
-        return self._open(index, target)
+        return self._open(index, target[start : start + size])
 
     def _check_open(self) -> None:
         if self.closed:
