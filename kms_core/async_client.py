@@ -295,10 +295,10 @@ class AsyncKms:
         return await self._run(self._kms.warm_up)
 
     async def forget(
-        self, context: ContextLike = None, *, key_id: str | bytes | None = None
+        self, which: ContextLike | str | bytes = None, *, key_id: str | bytes | None = None
     ) -> int:
         """As ``Kms.forget``."""
-        return await self._run(self._kms.forget, context, key_id=key_id)
+        return await self._run(self._kms.forget, which, key_id=key_id)
 
     def cache_info(self) -> CacheInfo:
         """As ``Kms.cache_info``: nothing to wait for."""

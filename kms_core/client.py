@@ -668,15 +668,19 @@ class Kms(Direct):
         """Each instance's circuit breaker as it stands now."""
         return {name: relay.breaker.snapshot() for name, relay in self._router.relays.items()}
 
-    def forget(self, context: ContextLike = None, *, key_id: str | bytes | None = None) -> int:
+    def forget(
+        self, which: ContextLike | str | bytes = None, *, key_id: str | bytes | None = None
+    ) -> int:
         """Drop data keys from the cache at once; how many there were.
 
         All of them, or those that a context's key entries are for (``[envelope] key_context``), or
-        the one with ``key_id`` (as ``inspect`` shows it).  Says nothing about the data: what they
+        the one with this key id (as ``inspect`` shows it).  Says nothing about the data: what they
         sealed opens as before, after asking a service.
         """
         self._check_open()
-        only = None if context is None else arguments.context(context)
+        if isinstance(which, str | bytes):
+            return self._forget(None, arguments.key_id(which))
+        only = None if which is None else arguments.context(which)
         return self._forget(only, arguments.key_id(key_id))
 
     def _forget(self, context: Context | None = None, key_id: bytes | None = None) -> int:

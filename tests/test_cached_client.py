@@ -355,7 +355,7 @@ def test_forgetting_a_tenant_or_a_key(scoped: Rig) -> None:
     for name, each in sealed.items():
         kms.open(each, {"tenant": name})
     assert kms.forget({"tenant": "a"}) == 2
-    assert kms.forget(key_id=key_id(sealed["b"])) == 2
+    assert kms.forget(key_id(sealed["b"])) == 2
     assert kms.forget() == 0
     assert kms.open(sealed["a"], {"tenant": "a"}) == b"data"
     assert scoped.unwraps == 3
