@@ -155,7 +155,7 @@ class StreamKey:
         self._aead.encrypt_into(iv, chunk, aad, into)
 
     def decrypt_into(
-        self, iv: memoryview, segment: memoryview, aad: bytes, into: memoryview
+        self, iv: bytes | memoryview, segment: memoryview, aad: bytes, into: memoryview
     ) -> None:
         """Fill ``into`` with plaintext; raises ``IntegrityError``, and what is in it is void."""
         try:
