@@ -105,7 +105,6 @@ WRAP_ROOM: Final = 1728
 LEAD_BYTES: Final = 8
 _READ_BYTES: Final = 1 << 20
 _RECIPIENT_FRAMING: Final = 7
-_EXTENSION_FRAMING: Final = 4
 
 
 # --- keys and capsules ---------------------------------------------------------------------------
@@ -211,10 +210,7 @@ def _with_room(capsule: Capsule, at_least: int = 0) -> Capsule:
     """Padded to ``at_least`` bytes, and so far that every missing wrap can be added in place."""
     if not capsule.missing:
         return capsule.padded_to(at_least) if at_least else capsule
-    room = sum(room_for(uri) for uri in capsule.missing)
-    bare = evolve(capsule, padding=None)
-    total = len(bare.unsigned()) + MAC_BYTES + _EXTENSION_FRAMING + room
-    return bare.padded_to(max(total, at_least))
+    return capsule.padded_to(at_least, room=sum(map(room_for, capsule.missing)))
 
 
 def room_for(key_uri: str) -> int:

@@ -119,11 +119,15 @@ class Capsule:
         head = bytes((MAGIC, KIND_CAPSULE, self.suite, self.threshold))
         return head + total.to_bytes(4, "big") + body
 
-    def padded_to(self, total: int) -> Capsule:
-        """The same capsule filled up to ``total`` bytes, as far as the format allows."""
-        bare = evolve(self, padding=None)
-        room = min(total, MAX_CAPSULE_BYTES) - len(bare.unsigned()) - MAC_BYTES - 4
-        return evolve(self, padding=room) if room >= 0 else bare
+    def padded_to(self, total: int, room: int = 0) -> Capsule:
+        """The same capsule filled up to ``total`` bytes, as far as the format allows.
+
+        At least ``room`` bytes of that are padding, if any are wanted.
+        """
+        bare = self if self.padding is None else evolve(self, padding=None)
+        size = len(bare.unsigned()) + MAC_BYTES + 4
+        padding = min(max(total, size + room) if room else total, MAX_CAPSULE_BYTES) - size
+        return evolve(bare, padding=padding) if padding >= 0 else bare
 
     def _check_recipients(self) -> None:
         count = len(self.recipients)
