@@ -34,7 +34,7 @@ TAG_BYTES: Final = 16
 _LABEL: Final = b"kms_core/v1/"
 _KEY_BYTES: Final = 32  # of every derived key
 _DIGEST_BYTES: Final = 32
-_CPYTHON: Final = sys.implementation.name == "cpython"
+CPYTHON: Final = sys.implementation.name == "cpython"
 
 
 def _midstate(key: bytes | bytearray | memoryview) -> HMAC:
@@ -208,7 +208,7 @@ def erase(secret: bytes | bytearray | memoryview) -> None:
     """
     if not isinstance(secret, bytes):
         memoryview(secret).cast("B")[:] = bytes(memoryview(secret).nbytes)
-    elif _CPYTHON and len(secret) > 1:
+    elif CPYTHON and len(secret) > 1:
         import ctypes  # not before it is needed: cryptography does without
 
         # The bytes stand at the end of the object, before a terminating zero.

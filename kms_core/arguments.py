@@ -20,7 +20,7 @@ ContextLike = Mapping[str, str] | None
 
 def data(given: Data) -> bytes:
     """The bytes, which nobody can change any more."""
-    if isinstance(given, str) or not isinstance(given, bytes | bytearray | memoryview):
+    if not isinstance(given, bytes | bytearray | memoryview):
         raise InvalidRequest(
             f"expected bytes, got {type(given).__name__}; encode text first, say with .encode()"
         )

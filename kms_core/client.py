@@ -22,7 +22,7 @@ from kms_core import rewrap as rewrapping
 from kms_core.arguments import ContextLike, Data
 from kms_core.assembly import Assembly
 from kms_core.breaker import BreakerSnapshot
-from kms_core.cache import CacheInfo, OpenedKeys, Sweeper, since_boot
+from kms_core.cache import CacheInfo, Sweeper, since_boot
 from kms_core.capsules import CapsuleStore
 from kms_core.context import Context
 from kms_core.direct import Direct
@@ -34,6 +34,7 @@ from kms_core.files import NewFile
 from kms_core.header import MESSAGE_HEADER_BYTES, SUBKEY_PREFIX_BYTES
 from kms_core.memory import Arena
 from kms_core.monitor import Monitor
+from kms_core.opening import OpenedKeys
 from kms_core.plugins import Found, Plugins
 from kms_core.relay import Relay
 from kms_core.sealing import SealingKey, SealingKeys

@@ -146,12 +146,8 @@ class Direct(ABC):
             raise InvalidRequest(f"no instance {via!r}; known are {', '.join(self._router.relays)}")
         return (via,)
 
-    def _encrypting(self, via: str | None = None) -> tuple[str, ...]:
-        if via is not None:
-            return self._named(via)
-        if not self._settings.recipients:
-            raise InvalidRequest('every instance has purpose = "sign": there is nobody to seal to')
-        return self._settings.recipients
+    def _encrypting(self, via: str | None) -> tuple[str, ...]:
+        return self._settings.encrypting() if via is None else self._named(via)
 
     def _direct(self, operation: str, names: Sequence[str], work: Callable[[Relay], T]) -> T:
         self._check_open()

@@ -87,7 +87,7 @@ FindCapsule = Callable[[bytes], bytes]
 
 
 class KeyCache(Protocol):
-    """Keeps the keys of capsules that were verified (see ``kms_core.cache``)."""
+    """Keeps the keys of capsules that were verified (see ``kms_core.opening``)."""
 
     def find(self, key_id: bytes, capsule: bytes) -> Keys | None:
         """What is kept of the data key with this id, if this capsule (``b""``: none) was good."""
@@ -440,9 +440,7 @@ def _keys_of(  # noqa: PLR0917
     check_scope_matches(capsule.scope, contexts)
     if cache is None:
         return _unlock(capsule, capsule_bytes, unwrap)
-    return cache.unlocked(
-        capsule.key_id, capsule_bytes, lambda: _unlock(capsule, capsule_bytes, unwrap)
-    )
+    return _kept(capsule, capsule_bytes, unwrap, cache)
 
 
 def keys_for_many(
@@ -453,8 +451,10 @@ def keys_for_many(
     for context in contexts:
         check_scope_matches(capsule.scope, (context,))
     known = cache.find(capsule.key_id, capsule_bytes)
-    if known is not None:
-        return known
+    return known or _kept(capsule, capsule_bytes, unwrap, cache)
+
+
+def _kept(capsule: Capsule, capsule_bytes: bytes, unwrap: Unwrap, cache: KeyCache) -> Keys:
     return cache.unlocked(
         capsule.key_id, capsule_bytes, lambda: _unlock(capsule, capsule_bytes, unwrap)
     )

@@ -16,7 +16,7 @@ from typing import Final
 from attrs import field, frozen
 
 from kms_core.aead import Keys
-from kms_core.cache import CacheCounts, CachePolicy, Clock, Flights
+from kms_core.cache import CacheCounts, CachePolicy, Clock, Flights, is_meant
 from kms_core.context import Context
 from kms_core.errors import (
     AllInstancesFailed,
@@ -368,8 +368,7 @@ class SealingKeys:
             gone = [
                 partition
                 for partition, key in self._keys.items()
-                if (context is None or context.includes(key.keys.scope))
-                and (key_id is None or key_id == key.keys.key_id)
+                if is_meant(key.keys, context, key_id)
             ]
             for partition in gone:
                 self._remove(partition)

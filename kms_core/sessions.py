@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from math import inf
@@ -18,7 +17,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from attrs import field, frozen
 from cryptography.exceptions import InvalidTag
 
-from kms_core.aead import Keys
+from kms_core.aead import CPYTHON, Keys
 from kms_core.context import Context
 from kms_core.errors import IntegrityError
 from kms_core.header import (
@@ -43,7 +42,6 @@ SHORT: Final = 1 << 13
 #: messages stay below that.
 SESSION_MESSAGES: Final = 1 << 16
 SESSION_BYTES: Final = 1 << 35  # in messages that are not small
-_CPYTHON: Final = sys.implementation.name == "cpython"
 _BODY: Final = SUBKEY_PREFIX_BYTES + IV_BYTES  # where the ciphertext starts
 _KEY_ID: Final = slice(3, SUBKEY_PREFIX_BYTES - SALT_BYTES)  # of a message
 _DRAW: Final = 1024  # IVs drawn at once within one bulk call, never kept for another
@@ -121,7 +119,7 @@ class Session:
         if self._large >= SESSION_BYTES or not self._charge_bytes(len(plaintext)):
             raise StopIteration
         head = front + next(self.ivs)
-        if not _CPYTHON:
+        if not CPYTHON:
             return head + self.encrypt(head[-IV_BYTES:], plaintext, aad)
         sealed, room = _new_bytes(len(head) + len(plaintext) + TAG_BYTES)
         room[: len(head)] = head

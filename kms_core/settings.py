@@ -15,7 +15,7 @@ from kms_core.cache import CachePolicy
 from kms_core.calls import CallPolicy
 from kms_core.config import Raw, check_names, shown, structure, table
 from kms_core.context import RESERVED_PREFIX
-from kms_core.errors import ConfigError
+from kms_core.errors import ConfigError, InvalidRequest
 from kms_core.header import MAX_RECIPIENTS, MAX_SCOPE_PAIRS
 from kms_core.types import Duration
 
@@ -187,6 +187,12 @@ class Settings:
         return tuple(
             name for name, instance in self.instances.items() if instance.purpose == "encrypt"
         )
+
+    def encrypting(self) -> tuple[str, ...]:
+        """The same; raises ``InvalidRequest`` if there is nobody, because all of them only sign."""
+        if not self.recipients:
+            raise InvalidRequest('every instance has purpose = "sign": there is nobody to seal to')
+        return self.recipients
 
     @property
     def required(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from kms_core import envelope
 from kms_core.aead import Keys, random_key, wipe
 from kms_core.context import Context
-from kms_core.errors import InvalidRequest, PolicyDenied
+from kms_core.errors import PolicyDenied
 from kms_core.health import Gaps
 from kms_core.memory import Arena
 from kms_core.routing import Quorum, Router
@@ -39,9 +39,7 @@ class Wrapper:
         Raises ``AllInstancesFailed`` if too few recipients can be reached, ``PolicyDenied`` if what
         they did is not good enough.
         """
-        recipients, threshold = self._settings.recipients, self._settings.threshold
-        if not recipients:
-            raise InvalidRequest('every instance has purpose = "sign": there is nobody to seal to')
+        recipients, threshold = self._settings.encrypting(), self._settings.threshold
         indexes = range(1, len(recipients) + 1) if threshold > 1 else [0] * len(recipients)
         index_of = dict(zip(recipients, indexes, strict=True))
         keys, shares = self._drawn(scope, threshold, list(indexes))

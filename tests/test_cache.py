@@ -18,21 +18,19 @@ from kms_core.aead import KEY_ID_BYTES, Keys, random_key
 from kms_core.cache import (
     LONGEST_PAUSE,
     MAX_AGE,
-    MAX_CAPSULES,
     MAX_MESSAGES,
-    MAX_OPENERS,
     NAP,
     SHORTEST_PAUSE,
     CacheCounts,
     CacheInfo,
     Flights,
-    OpenedKeys,
     Sweeper,
     since_boot,
 )
 from kms_core.envelope import seal_message
 from kms_core.errors import IntegrityError, Unavailable
 from kms_core.header import SUBKEY_PREFIX_BYTES, parse_message_header
+from kms_core.opening import MAX_CAPSULES, MAX_OPENERS, OpenedKeys
 from kms_core.sessions import SMALL, Opener
 from kms_core.workers import Workers
 from tests.support import PATIENCE, Clock
@@ -424,7 +422,7 @@ def test_only_so_many_openers_are_kept_of_one_key() -> None:
 
 def test_only_so_many_openers_are_kept_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes, whosesoever it is: memory is bounded whatever readers are sent."""
-    monkeypatch.setattr("kms_core.cache.MAX_ALL_OPENERS", 4)
+    monkeypatch.setattr("kms_core.opening.MAX_ALL_OPENERS", 4)
     rig, keys = Rig(max_entries=2), [new_keys(), new_keys()]
     kept = [opened(rig, each) for each in keys]
     messages = [seal_message(kept[number % 2], b"data", NOBODY) for number in range(6)]

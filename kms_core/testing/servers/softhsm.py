@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal, Self
 
 from kms_core.testing.servers.closing import Closed
@@ -160,7 +159,7 @@ class SoftHsm(Closed):
             raise OSError(f"softhsm2-util made no token: {done.stderr.strip() or done.stdout}")
 
 
-class RemoteToken:
+class RemoteToken(Closed):
     """A token behind a socket: a server process, and one more for each process that uses it."""
 
     def __init__(self, module: Path, token: str, address: Path) -> None:
@@ -182,12 +181,8 @@ class RemoteToken:
         os.environ[_ADDRESS_VARIABLE] = f"unix:path={self._address}"
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End it, and forget where it was."""
         _restore(_ADDRESS_VARIABLE, self._before)
         self.kill()
 
